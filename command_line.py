@@ -1,0 +1,112 @@
+"""What the commands share: one-line errors, number types, exit codes.
+
+parser = command_line.ArgumentParser(description=__doc__)
+"""
+
+import argparse
+import sys
+
+EXIT_FAILED = 1  # the work itself failed
+EXIT_USAGE = 2  # the user's mistake: flag, folder, file
+EXIT_SIGNAL = 128  # plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM
+
+
+HELP_COLUMN = 34  # where the texts of --help begin
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Argument parser with short help, whose errors are one line.
+
+    Args:
+        **kwargs: those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=_HelpFormatter, **kwargs)
+
+    def error(self, message):
+        fail(f"{message} See --help.", self.prog)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=HELP_COLUMN, width=88)
+
+
+def add_flags(parser, flags, defaults):
+    """Adds groups of flags from a table.
+
+    Args:
+        parser: `ArgumentParser`.
+        flags: dict of group title to `(flag, kind, text)`; kind is a tuple of
+            choices, a type, `bool` (then there is a `--no-` flag too), or a str
+            that stands for the value in the help.
+        defaults: dict; its values are shown in brackets, but not set.
+    """
+    for title, group_flags in flags.items():
+        group = parser.add_argument_group(title)
+        for flag, kind, text in group_flags:
+            default = defaults.get(flag[2:].replace("-", "_"))
+            shown = text if default is None else f"{text} [{default}]"
+            group.add_argument(flag, help=shown, **_flag_options(kind))
+
+
+def _flag_options(kind):
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if isinstance(kind, tuple):
+        return {"choices": kind}
+    if isinstance(kind, str):
+        return {"metavar": kind}
+    return {"type": kind, "metavar": "N" if kind.__name__.endswith("int") else "X"}
+
+
+def fail(message, program=None, code=EXIT_USAGE):
+    """Prints one line on stderr and exits.
+
+    Args:
+        message: str, what was expected, what was found, what to do.
+        program: str, the command's name; by default the running one's.
+        code: int, exit code.
+
+    Raises:
+        SystemExit: always.
+    """
+    program = program or sys.argv[0].rpartition("/")[2]
+    print(f"{program}: {one_line(message)}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def one_line(message):
+    """Returns a message, or an exception's, without its line breaks."""
+    return " ".join(str(message).split())
+
+
+def positive_int(text):
+    """Converts a flag's text to an int >= 1, for `argparse`."""
+    return _number(text, int, "a whole number >= 1", lambda value: value >= 1)
+
+
+def non_negative_int(text):
+    """Converts a flag's text to an int >= 0, for `argparse`."""
+    return _number(text, int, "a whole number >= 0", lambda value: value >= 0)
+
+
+def positive_float(text):
+    """Converts a flag's text to a finite float > 0, for `argparse`."""
+    return _number(text, float, "a number > 0", lambda value: 0 < value < 1e30)
+
+
+def non_negative_float(text):
+    """Converts a flag's text to a finite float >= 0, for `argparse`."""
+    return _number(text, float, "a number >= 0", lambda value: 0 <= value < 1e30)
+
+
+def _number(text, convert, expected, is_valid):
+    try:
+        value = convert(text)
+    except ValueError:
+        value = None
+    if value is None or not is_valid(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, received {text!r}.")
+    return value

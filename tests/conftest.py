@@ -1,0 +1,49 @@
+"""Fixtures: small folders of images, and a backend that is quiet and seeded."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from quiet import keras
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_and_seed(tmp_path, monkeypatch):
+    """No test reads or writes the user's cache of folder scans, or another's seed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def float64():
+    """Builds networks in float64, and gives float32 back afterwards."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A folder of four smooth random images, 48 x 40 px."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(4):
+        small = random.integers(0, 256, (6, 5, 3), dtype="uint8")
+        image = Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC)
+        image.save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """The folder of real photographs, or a skip that says what is missing."""
+    folder = os.environ.get("SRGAN_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs photographs: set SRGAN_TEST_DATA to their folder")
+    return Path(folder)
