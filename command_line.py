@@ -47,6 +47,8 @@ def add_flags(parser, flags, defaults):
         group = parser.add_argument_group(title)
         for flag, kind, text in group_flags:
             default = defaults.get(flag[2:].replace("-", "_"))
+            if kind is bool:
+                default = {True: "yes", False: "no"}.get(default)
             shown = text if default is None else f"{text} [{default}]"
             group.add_argument(flag, help=shown, **_flag_options(kind))
 

@@ -13,53 +13,47 @@ Palettes become RGB; CMYK becomes sRGB, by its ICC profile where it has one. Pil
 reads 16-bit colour as 8-bit: it is enlarged as such, and said so.
 """
 
-import argparse
-import contextlib
-import io
-import os
 import shutil
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 
 import checkpoints
-from data_loader import (
-    IMAGE_FORMATS,
-    IMAGE_SUFFIXES,
-    SCALE,
-    UnreadableImageError,
-    to_float,
-    to_uint8,
-)
+import command_line
+from data_loader import IMAGE_SUFFIXES, SCALE, to_uint8
 from networks import build_generator
+from pictures import FORMATS, MAX_PIXELS, fit_format, read_picture, save_image
 from quiet import keras
 from tiling import enlarge
 
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89,478,485: Pillow's guard against bombs
-JPEG_QUALITY = 95
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as Pillow's "L"
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 TRAINED_FOLDERS = ("weights/training_checkpoints", "weights/pre_training_checkpoints")
 SHIPPED_FOLDER = Path(__file__).parent / "weights" / "pretrained"
 
 
-class Format(NamedTuple):
-    """Pillow's name of a file format, px a side at most, and options to save with."""
-
-    name: str
-    max_side: int
-    options: dict
-
-
-FORMATS = {
-    "png": Format("PNG", 2**31 - 1, {}),
-    "jpg": Format("JPEG", 65500, {"quality": JPEG_QUALITY}),
-    "webp": Format("WEBP", 16383, {"quality": JPEG_QUALITY}),
+FLAGS = {
+    "what is written": (
+        ("--output", "FOLDER", "folder for results [beside each input]"),
+        ("--format", tuple(FORMATS), "of the results"),
+        ("--overwrite", bool, "replace earlier results, never an input"),
+    ),
+    "how": (
+        ("--weights", "PATH", "file or folder [the best there is]"),
+        ("--tile", command_line.positive_int, "px of the input [what 1 GiB holds]"),
+        ("--precision", PRECISIONS, "of the network"),
+        ("--max-pixels", command_line.positive_int, "refuse larger inputs"),
+    ),
+}
+DEFAULTS = {
+    "format": "png",
+    "overwrite": False,
+    "precision": "float32",
+    "max_pixels": MAX_PIXELS,
 }
 
 
@@ -68,21 +62,6 @@ class Job(NamedTuple):
 
     source: Path
     target: Path
-
-
-class Picture(NamedTuple):
-    """What is enlarged, and what is kept beside it.
-
-    `lr` is `(h, w, 3)`, uint8 or float32 in [-1, 1]; `mode` is that of the result
-    without alpha: "L", "RGB" or "I;16"; `alpha` is a Pillow image or `None`;
-    `metadata` are arguments for saving; `notes` say what could not be kept.
-    """
-
-    lr: np.ndarray
-    mode: str
-    alpha: Image.Image | None
-    metadata: dict
-    notes: list
 
 
 class Counts(NamedTuple):
@@ -163,174 +142,6 @@ def _images_below(folder):
     return paths
 
 
-# Reading ---------------------------------------------------------------------
-
-
-def read_picture(path, max_pixels=MAX_PIXELS):
-    """Reads an image upright, with what belongs to it.
-
-    Args:
-        path: str or `Path` of the file.
-        max_pixels: int, larger images are refused unread.
-
-    Returns:
-        `Picture`.
-
-    Raises:
-        UnreadableImageError: an `OSError`; if it is no image, a damaged one, too
-            large, or of a kind that cannot be enlarged.
-    """
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise ValueError("not a file, or a broken link")
-        with (
-            _bomb_guard(max_pixels),
-            Image.open(path, formats=IMAGE_FORMATS) as image,
-        ):
-            return _take_apart(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason = (
-            f"it has more than {max_pixels:,} pixels, as files made to exhaust memory "
-            "have. If you trust it, pass a larger --max-pixels"
-        )
-        raise UnreadableImageError(path, reason) from error
-    except Image.UnidentifiedImageError as error:
-        raise UnreadableImageError(path, "not an image, or a damaged one") from error
-    except Exception as error:  # damaged files make Pillow raise almost anything
-        reason = getattr(error, "strerror", None) or str(error) or repr(error)
-        raise UnreadableImageError(path, reason.rstrip(".")) from error
-
-
-@contextlib.contextmanager
-def _bomb_guard(max_pixels):
-    """Sets Pillow's limit, and turns its warning at the limit into an error."""
-    usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = usual
-
-
-def _take_apart(image):
-    """Returns the `Picture` of an opened Pillow image."""
-    notes = []
-    if _has_deep_colour(image):
-        notes.append("16-bit colour was read as 8-bit, which is all Pillow can")
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        notes.append(f"only the first of {image.n_frames} frames was enlarged")
-    image.load()
-    try:
-        Image.Exif().load(image.info.get("exif"))
-    except Exception:  # a tangle of offsets: damaged ones raise almost anything
-        del image.info["exif"]
-        notes.append("its EXIF data are damaged and were dropped")
-    ImageOps.exif_transpose(image, in_place=True)
-    metadata = {
-        key: image.info[key] for key in ("icc_profile", "exif") if image.info.get(key)
-    }
-    dpi = tuple(float(value) for value in image.info.get("dpi", ()))
-    if len(dpi) == 2 and all(0 < value < 2**16 for value in dpi):
-        metadata["dpi"] = dpi
-    if image.mode == "CMYK":
-        image, note = _from_cmyk(image, metadata.pop("icc_profile", None))
-        notes += note
-        if image.info.get("icc_profile"):
-            metadata["icc_profile"] = image.info["icc_profile"]
-    image = _to_plain_mode(image)
-    if image.mode == "I;16":
-        grey = np.asarray(image).astype("float32") / 32767.5 - 1  # -> [-1, 1]
-        return Picture(_as_rgb(grey), "I;16", None, metadata, notes)
-    alpha = image.getchannel("A") if image.mode.endswith("A") else None
-    mode = image.mode.removesuffix("A")
-    colours = np.asarray(image.convert(mode))
-    if alpha is not None and alpha.getextrema()[0] < 255:
-        shares = np.asarray(alpha, "float32") / 255
-        colours = to_float(bleed_colours(colours, shares))
-    return Picture(_as_rgb(colours), mode, alpha, metadata, notes)
-
-
-def _has_deep_colour(image):
-    """Tells, by what the decoder is told, whether Pillow will cut 16 bits to 8."""
-    if not image.tile or image.mode.startswith("I"):
-        return False
-    codec, _, _, options = image.tile[0]
-    if codec.startswith("ppm"):
-        return options[-1] > 255  # the largest level
-    return ";16" in str(options)
-
-
-def _as_rgb(array):
-    """Shows a grey (h, w) array as (h, w, 3) without copying it."""
-    if array.ndim == 3:
-        return array
-    return np.broadcast_to(array[..., np.newaxis], (*array.shape, 3))
-
-
-def _to_plain_mode(image):
-    """Converts to one of the modes L, LA, RGB, RGBA and I;16."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers. Save it with 16 bits")
-    if image.mode.startswith("I"):
-        levels = np.asarray(image)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError("its grey levels do not fit 16 bits. Save it with 16 bits")
-        return Image.fromarray(levels.astype("uint16"))
-    is_grey = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        return image.convert("LA" if is_grey else "RGBA")
-    return image.convert("L" if is_grey else "RGB")
-
-
-def _from_cmyk(image, profile):
-    """Returns an RGB image and a list of notes."""
-    if profile is None:
-        return image.convert("RGB"), []
-    try:
-        srgb = ImageCms.createProfile("sRGB")
-        source = io.BytesIO(profile)
-        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB"), []
-    except (ImageCms.PyCMSError, OSError) as error:
-        image = image.convert("RGB")
-        image.info.pop("icc_profile", None)
-        return image, [f"its CMYK profile is of no use ({error})"]
-
-
-def bleed_colours(colours, alpha):
-    """Lets visible colours run into transparent pixels, whose own mean nothing.
-
-    Without this, whatever lies hidden there, mostly black or white, would be drawn
-    into the edges: dark or bright fringes. Averages of 2x2 pixels, weighted by alpha,
-    are made until one is left, and fill the next finer level where it is transparent.
-
-    Args:
-        colours: `(h, w)` or `(h, w, channels)` array of straight colours.
-        alpha: `(h, w)` float32 array in [0, 1].
-
-    Returns:
-        A float32 array like `colours`, equal to it where `alpha` is 1.
-    """
-    colours = np.asarray(colours, "float32")
-    height, width = alpha.shape
-    if height * width == 1 or alpha.min() == 1:
-        return colours
-    weights = alpha.reshape(height, width, *[1] * (colours.ndim - 2))
-    total = _add_quads(weights)
-    means = _add_quads(colours * weights) / np.maximum(total, 1e-6)
-    coverage = np.minimum(total, 1).reshape(total.shape[:2])
-    coarse = bleed_colours(means, coverage)
-    fill = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-    return fill + weights * (colours - fill)
-
-
-def _add_quads(array):
-    """Adds up 2x2 pixels: `(h, w, ...)` -> `(ceil(h / 2), ceil(w / 2), ...)`."""
-    rows = np.add.reduceat(array, np.arange(0, array.shape[0], 2), axis=0)
-    return np.add.reduceat(rows, np.arange(0, array.shape[1], 2), axis=1)
-
-
 # Enlarging -------------------------------------------------------------------
 
 
@@ -365,49 +176,6 @@ def enlarge_picture(generator, picture, tile=None, progress=None, note=print):
 
 def _to_uint16(grey):
     return np.clip(np.rint((grey + 1) * 32767.5), 0, 65535).astype("uint16")
-
-
-def fit_format(image, file_format):
-    """Converts an image to what a file format can hold.
-
-    Args:
-        image: Pillow image of `enlarge_picture`.
-        file_format: str, a key of `FORMATS`.
-
-    Returns:
-        `(image, notes)`, notes a list of str that say what was lost.
-    """
-    if image.mode == "I;16" and file_format != "png":
-        levels = np.rint(np.asarray(image) / 257.0).astype("uint8")
-        return Image.fromarray(levels), [f"{file_format} has 8 bits, not 16"]
-    if image.mode.endswith("A") and file_format == "jpg":
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        mode = image.mode.removesuffix("A")
-        return white.convert(mode), ["jpg has no transparency: laid on white"]
-    return image, []
-
-
-def save_image(image, path, file_format, metadata):
-    """Writes an image, whole or not at all.
-
-    Args:
-        image: Pillow image.
-        path: `Path`; folders are made.
-        file_format: str, a key of `FORMATS`.
-        metadata: dict of further arguments for Pillow's `save`.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name, _, options = FORMATS[file_format]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        image.save(temporary, format=name, **options, **metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # Weights ---------------------------------------------------------------------
@@ -573,43 +341,31 @@ def parse_args(argv=None):
     Returns:
         `argparse.Namespace`.
     """
-    parser = argparse.ArgumentParser(
-        description="Enlarges images four times.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_line.ArgumentParser(
+        prog="upscale.py",
+        usage="python upscale.py INPUT... [flags]",
+        description=__doc__,
     )
-    add = parser.add_argument
-    add("inputs", metavar="INPUT", nargs="+", help="image, or folder of images")
-    add("--output", type=Path, help="folder for results; None is beside each input")
-    add("--format", choices=FORMATS, default="png", help="of the results")
-    add(
-        "--overwrite",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="replace earlier results; an input is never replaced",
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="image, or folder of images"
     )
-    add("--weights", type=Path, help="file or folder; None is the best there is")
-    add("--tile", type=int, help="px of the input; None is what 1 GiB holds")
-    add("--precision", choices=PRECISIONS, default="float32", help="of the network")
-    add("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger inputs")
-    return parser.parse_args(argv)
+    command_line.add_flags(parser, FLAGS, DEFAULTS)
+    parser.set_defaults(**DEFAULTS)
+    args = parser.parse_args(argv)
+    args.output = args.output and Path(args.output)
+    return args
 
 
-def check_args(args):
-    """Refuses flags that make no sense, before any work.
+def check_output(folder):
+    """Refuses a folder for results that is, or lies in, a file.
 
     Args:
-        args: `argparse.Namespace` of `parse_args`.
+        folder: `Path`, or `None`.
 
     Raises:
-        ValueError: if a number is too small.
-        NotADirectoryError: if the output folder is or lies in a file.
+        NotADirectoryError: if it is so.
     """
-    for flag, value in (("--tile", args.tile), ("--max-pixels", args.max_pixels)):
-        if value is not None and value < 1:
-            raise ValueError(
-                f"Expected {flag} of at least 1, got {value}. Pass a larger one."
-            )
-    for path in (args.output, *args.output.parents) if args.output else ():
+    for path in (folder, *folder.parents) if folder else ():
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(
                 f"Expected a folder for the results, but {path} is a file. Pass "
@@ -629,7 +385,7 @@ def main(argv=None):
     """
     args = parse_args(argv)
     try:
-        check_args(args)
+        check_output(args.output)
         jobs, earlier = find_jobs(args.inputs, args.output, args.format)
         generator, weights = load_generator(args.weights, args.precision)
         print(f"Weights: {weights}", flush=True)
@@ -638,8 +394,8 @@ def main(argv=None):
         progress = Progress(len(jobs))
         counts = upscale_files(generator, jobs, args, progress)
     except (ValueError, OSError) as error:
-        print(f"upscale.py: {error}", file=sys.stderr)
-        return 2
+        print(f"upscale.py: {command_line.one_line(error)}", file=sys.stderr)
+        return command_line.EXIT_USAGE
     except KeyboardInterrupt:
         print(
             "\nStopped. Finished images are whole, others unwritten.", file=sys.stderr

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 
+import pictures
 import upscale
 from data_loader import SCALE, to_uint8
 from networks import build_generator
@@ -47,7 +48,10 @@ def command(repeater, monkeypatch):
     monkeypatch.setattr(upscale, "load_generator", lambda weights, precision: loaded)
 
     def run(*arguments):
-        return upscale.main([str(argument) for argument in arguments])
+        try:
+            return upscale.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            return error.code
 
     return run
 
@@ -143,7 +147,7 @@ def test_cmyk_through_its_profile(command, tmp_path, colours, monkeypatch):
         result.info["icc_profile"] = ImageCms.ImageCmsProfile(target).tobytes()
         return result
 
-    monkeypatch.setattr(upscale.ImageCms, "profileToProfile", convert)
+    monkeypatch.setattr(pictures.ImageCms, "profileToProfile", convert)
     cmyk = Image.fromarray(colours).convert("CMYK")
     cmyk.save(tmp_path / "print.tif", icc_profile=b"a CMYK profile")
     command(tmp_path / "print.tif")
@@ -342,7 +346,7 @@ def test_bleeding_keeps_opaque_pixels_exact():
     for height, width in ((1, 1), (1, 9), (7, 5), (16, 33)):
         colours = rng.integers(0, 256, (height, width, 3))
         alpha = rng.integers(0, 2, (height, width)).astype("float32")
-        bled = upscale.bleed_colours(colours, alpha)
+        bled = pictures.bleed_colours(colours, alpha)
         assert bled.shape == colours.shape
         assert (bled[alpha == 1] == colours[alpha == 1]).all()
         if alpha.any():
@@ -455,7 +459,7 @@ def test_bomb_is_named_with_the_flag(command, tmp_path, capsys):
     assert command(tmp_path / "large.png", "--max-pixels", 1199) == 1
     assert "larger --max-pixels" in capsys.readouterr().err
     assert command(tmp_path / "large.png", "--max-pixels", 1200) == 0
-    assert upscale.Image.MAX_IMAGE_PIXELS == upscale.MAX_PIXELS
+    assert pictures.Image.MAX_IMAGE_PIXELS == pictures.MAX_PIXELS
 
 
 def test_too_large_for_the_format_is_said_before_work(
@@ -528,7 +532,7 @@ def test_mistakes_are_one_line(command, tmp_path, capsys):
     photo = tmp_path / "a.png"
     check_mistake(capsys, command(tmp_path / "b.png"), "there is no", "b.png")
     check_mistake(capsys, command(tmp_path / "empty"), "found none")
-    check_mistake(capsys, command(photo, "--tile", 0), "--tile of at least 1, got 0")
+    check_mistake(capsys, command(photo, "--tile", 0), "--tile: expected a whole number >= 1")
     check_mistake(capsys, command(photo, "--max-pixels", -1), "--max-pixels")
     check_mistake(capsys, command(photo, "--output", photo), "is a file")
     check_mistake(capsys, command(photo, "--output", photo / "x"), "is a file")
