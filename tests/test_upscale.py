@@ -532,7 +532,7 @@ def test_mistakes_are_one_line(command, tmp_path, capsys):
     photo = tmp_path / "a.png"
     check_mistake(capsys, command(tmp_path / "b.png"), "there is no", "b.png")
     check_mistake(capsys, command(tmp_path / "empty"), "found none")
-    check_mistake(capsys, command(photo, "--tile", 0), "--tile: expected a whole number >= 1")
+    check_mistake(capsys, command(photo, "--tile", 0), "--tile: expected a whole")
     check_mistake(capsys, command(photo, "--max-pixels", -1), "--max-pixels")
     check_mistake(capsys, command(photo, "--output", photo), "is a file")
     check_mistake(capsys, command(photo, "--output", photo / "x"), "is a file")
