@@ -4,13 +4,16 @@
 
 A checkpoint is a folder, `step-00000500/`, written under another name, flushed
 to disk and renamed, so that a folder of that name is whole. Its `state.json`
-holds the step, the options and a SHA-256 digest of every other file. Networks
-are Keras weight files; optimisers are plain arrays (`.npz`, no pickle).
+holds the step, the options and the SHA-256 digests of every file and of itself.
+Networks are Keras weight files; optimisers are plain arrays (`.npz`, no pickle).
 """
 
+import collections
 import contextlib
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -24,14 +27,27 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from networks import build_generator
+from quiet import keras
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 STATE_FILE = "state.json"
 GENERATOR_FILE = "generator.weights.h5"
 DIGESTS_FILE = "SHA256SUMS"  # beside weights that are shipped
+TRAINED_FOLDERS = ("weights/training_checkpoints", "weights/pre_training_checkpoints")
+SHIPPED_FOLDER = Path(__file__).parent / "weights" / "pretrained"
 LOCK_FILE = "run.lock"
+LOSS_SCALE_NAMES = ("loss_scale", "loss_scale_steps")  # of mixed_float16's optimiser
 NUM_KEPT = 3  # newest checkpoints; three of the adversarial phase are 0.3 GB
 REASON_LENGTH = 200  # characters of a library's error that are passed on
 MAX_WEIGHT_BYTES = 2**30  # a file that declares more is refused; VGG19 has 80 MB
+MAX_STATE_BYTES = 2**20  # of a state.json, which has a few KB
+READ_BYTES = 2**20  # at a time
 
 
 class CheckpointFolder:
@@ -61,30 +77,45 @@ class CheckpointFolder:
         Raises:
             OSError: if it cannot be written; earlier checkpoints are intact.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:08d}"
         if target.exists():  # a step's state never changes: it is there already
             return target
+        # Everything is made in memory first: HDF5 that meets a full disk crashes
+        # the process when it ends.
+        files = {f"{name}.weights.h5": encode_weights(m) for name, m in models.items()}
+        for name, optimizer in optimizers.items():
+            arrays = io.BytesIO()
+            np.savez(arrays, **_optimizer_state(optimizer))
+            files[f"{name}.npz"] = arrays.getvalue()
+        digests = {
+            name: hashlib.sha256(file).hexdigest() for name, file in files.items()
+        }
+        state = {"step": step, "facts": facts, "digests": digests}
+        state["digest"] = _state_digest(state)
+        files[STATE_FILE] = json.dumps(state, indent=1).encode()
+
+        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{target.name}.{os.getpid()}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            for name, model in models.items():
-                model.save_weights(temporary / f"{name}.weights.h5")
-            for name, optimizer in optimizers.items():
-                np.savez(temporary / f"{name}.npz", **_optimizer_state(optimizer))
-            digests = {path.name: digest(path) for path in temporary.iterdir()}
-            state = {"step": step, "facts": facts, "digests": digests}
-            (temporary / STATE_FILE).write_text(json.dumps(state, indent=1))
-            for path in (*temporary.iterdir(), temporary):
-                flush_to_disk(path)
+            for name, content in files.items():
+                write_file(temporary / name, content)
+            flush_folder(temporary)
             temporary.rename(target)
-            flush_to_disk(self.folder)
+            for folder in (self.folder, self.folder.parent):
+                flush_folder(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self.steps()[: -self.num_kept]:
-            shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
+        self._forget_oldest()
         return target
+
+    def _forget_oldest(self):
+        for step in self.steps()[: -self.num_kept]:
+            old = self.folder / f"step-{step:08d}"
+            with contextlib.suppress(OSError):  # it costs room, and no more
+                # Renamed first: a folder half removed must not have a whole one's name.
+                shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
 
     def steps(self):
         """Lists the steps of the checkpoints that are there, in order."""
@@ -99,21 +130,25 @@ class CheckpointFolder:
         Args:
             warn: callable of one str, told of each damaged checkpoint.
             move_damaged: bool; if `True`, damaged ones are set aside under
-                another name, so that they are not counted again.
+                another name, as long as there is a whole one.
 
         Returns:
             `(path, state)` of the checkpoint, or `(None, None)`.
         """
+        newest, newest_state, damaged = None, None, []
         for step in reversed(self.steps()):
             path = self.folder / f"step-{step:08d}"
             problem, state = inspect_checkpoint(path)
             if problem is None:
-                return path, state
+                newest, newest_state = path, state
+                break
+            damaged.append((path, problem))
+        for path, problem in damaged:
             message = f"{path} is damaged and not used ({problem})."
-            if move_damaged:
+            if move_damaged and newest is not None:
                 message += f" It was set aside as {set_aside(path, 'damaged').name}."
             warn(message)
-        return None, None
+        return newest, newest_state
 
     def restore(self, path, models, optimizers):
         """Puts a checkpoint's weights and optimiser states in place.
@@ -129,8 +164,7 @@ class CheckpointFolder:
         for name, model in models.items():
             load_weights(model, path / f"{name}.weights.h5")
         for name, optimizer in optimizers.items():
-            with np.load(path / f"{name}.npz", allow_pickle=False) as arrays:
-                _load_optimizer(optimizer, dict(arrays), path / f"{name}.npz")
+            _load_optimizer(optimizer, path / f"{name}.npz")
 
     def clean(self):
         """Removes what a killed process left half-written."""
@@ -157,25 +191,67 @@ def inspect_checkpoint(path):
         `"step"`, `"facts"` and `"digests"`.
     """
     try:
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        digests = dict(state["digests"])
+        with open(path / STATE_FILE, "rb") as file:
+            state = json.loads(file.read(MAX_STATE_BYTES))
+        if state.pop("digest") != _state_digest(state):
+            return f"{STATE_FILE} has changed since it was written", None
         if not (isinstance(state["step"], int) and isinstance(state["facts"], dict)):
             return f"{STATE_FILE} is not what was written", None
-        for name, expected in digests.items():
+        for name, expected in state["digests"].items():
+            if Path(name).name != name or not (path / name).is_file():
+                return f"{name} is missing", None
             if digest(path / name) != expected:
                 return f"{name} has changed since it was written", None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}", None
+    except OSError as error:
+        return error.strerror or str(error), None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{STATE_FILE} is not what was written", None
     return None, state
 
 
+def _state_digest(state):
+    """Returns the digest of a checkpoint's state, which its file also holds."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
 def digest(path):
-    """Returns the SHA-256 digest of a file, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """Returns the SHA-256 digest of a file, in hexadecimal.
+
+    Args:
+        path: file.
+
+    Raises:
+        OSError: if it cannot be read, or is too large to be one of ours.
+    """
+    if os.stat(path).st_size > MAX_WEIGHT_BYTES:
+        raise OSError(f"{path} is larger than {MAX_WEIGHT_BYTES / 2**30:.0f} GiB")
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(READ_BYTES):
+            sha.update(part)
+    return sha.hexdigest()
 
 
-def flush_to_disk(path):
-    """Asks the system to write a file or folder out before going on."""
+def write_file(path, content):
+    """Writes bytes to a file, and on to the disk itself.
+
+    Args:
+        path: file, replaced if it is there.
+        content: bytes.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(path):
+    """Asks the system to write a folder's names out to the disk."""
+    if os.name != "posix":
+        return  # Windows does so by itself
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -205,24 +281,73 @@ def _optimizer_variables(optimizer):
     variables = {}
     inner = getattr(optimizer, "inner_optimizer", None)
     if inner is not None:
-        variables["loss_scale"] = optimizer.dynamic_scale
-        variables["loss_scale_steps"] = optimizer.step_counter
+        scale = (optimizer.dynamic_scale, optimizer.step_counter)
+        variables |= dict(zip(LOSS_SCALE_NAMES, scale, strict=True))
     for number, variable in enumerate((inner or optimizer).variables):
         variables[f"{number:04d}"] = variable
     return variables
 
 
-def _load_optimizer(optimizer, arrays, path):
+def _load_optimizer(optimizer, path):
     variables = _optimizer_variables(optimizer)
-    for name in ("loss_scale", "loss_scale_steps"):  # there in mixed_float16 only
-        if name not in arrays or name not in variables:
-            arrays.pop(name, None)
-            variables.pop(name, None)
-    expected = {name: tuple(v.shape) for name, v in variables.items()}
-    if expected != {name: array.shape for name, array in arrays.items()}:
-        raise ValueError(f"{path} holds the state of another optimiser or network.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            for name in LOSS_SCALE_NAMES:  # there in mixed_float16 only
+                if name not in names or name not in variables:
+                    names.discard(name)
+                    variables.pop(name, None)
+            if names != set(variables):
+                raise ValueError("other names")
+            arrays = {
+                name: _read_array(archive, name, variable)
+                for name, variable in variables.items()
+            }
+    except Exception as error:  # zipfile fails in many ways, too
+        raise ValueError(
+            f"{path} holds the state of another optimiser or network ({error})."
+        ) from error
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+def _read_array(archive, name, variable):
+    """Reads one array of an `.npz`, once its header has said that it fits."""
+    expected = np.asarray(variable)
+    with archive.open(f"{name}.npy") as file:
+        np.lib.format.read_magic(file)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if is_fortran or (shape, dtype) != (expected.shape, expected.dtype):
+            raise ValueError(f"{name} is {dtype} {shape}")
+        content = file.read(expected.nbytes)
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def encode_weights(model):
+    """Returns what `model.save_weights` writes to a `.weights.h5` file.
+
+    Keras itself can only write to the disk.
+
+    Args:
+        model: `keras.Model` of plain layers, none nested.
+
+    Returns:
+        bytes.
+    """
+    buffer, counts = io.BytesIO(), collections.Counter()
+    with h5py.File(buffer, "w") as file:
+        for layer in model.layers:
+            # Keras counts layers by class, in snake case: batch_normalization_3.
+            kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)
+            kind = re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()
+            name = f"{kind}_{counts[kind]}" if counts[kind] else kind
+            counts[kind] += 1
+            arrays = {}
+            layer.save_own_variables(arrays)
+            group = file.create_group(f"layers/{name}/vars")
+            for key, array in arrays.items():
+                group[key] = np.asarray(array)
+    return buffer.getvalue()
 
 
 # Generator weights -----------------------------------------------------------
@@ -299,20 +424,21 @@ def check_declared_size(path):
         ValueError: if the arrays would not fit, or lie outside the file.
         OSError: if it is no HDF5 file.
     """
-    sizes = []
-
-    def measure(name):
-        link = file.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{name} is a link, which weights never need")
-        entry = file.get(name)
-        if isinstance(entry, h5py.Dataset):
-            if entry.external:
-                raise ValueError(f"{name} lies in another file")
-            sizes.append(entry.size * entry.dtype.itemsize)
-
+    names, sizes = [], []
     with h5py.File(path, "r") as file:
-        file.visit_links(measure)
+        file.visit_links(names.append)
+        for name in names:
+            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{name} is a link, which weights never need")
+            entry = file[name]
+            if not isinstance(entry, h5py.Dataset):
+                continue
+            if entry.external or entry.is_virtual:
+                raise ValueError(f"{name} lies in another file")
+            if entry.dtype.kind not in "fiu":
+                raise ValueError(f"{name} is not of numbers")
+            chunk = math.prod(entry.chunks or ())  # unpacked whole, if there is one
+            sizes.append(max(entry.size, chunk) * entry.dtype.itemsize)
     if sum(sizes) > MAX_WEIGHT_BYTES:
         raise ValueError(
             f"it declares {sum(sizes) / 2**30:.1f} GiB of arrays; "
@@ -338,6 +464,12 @@ def _find_weights_file(path):
         newest, _ = CheckpointFolder(path).newest()
         if newest is not None:
             return newest / GENERATOR_FILE
+        if newest_step(path) is not None:
+            raise ValueError(f"None of the checkpoints in {path} is whole.")
+        if (path / STATE_FILE).is_file():
+            problem, _ = inspect_checkpoint(path)
+            if problem is not None:
+                raise ValueError(f"The checkpoint {path} is damaged ({problem}).")
         if (path / GENERATOR_FILE).is_file():
             return path / GENERATOR_FILE
         raise FileNotFoundError(
@@ -395,13 +527,14 @@ def _load_tensorflow_checkpoint(generator, prefix):
             f"{prefix} is a TensorFlow checkpoint; reading it needs tensorflow."
         ) from error
     try:
-        reader = tf.train.load_checkpoint(prefix)
+        # `load_checkpoint` takes an empty prefix for a folder of checkpoints.
+        reader = tf.compat.v1.train.NewCheckpointReader(prefix)
         shapes = reader.get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:REASON_LENGTH]
         raise ValueError(
             f"{prefix} is a damaged TensorFlow checkpoint: {reason}"
-        ) from (error)
+        ) from error
     values = []
     with_weights = [layer for layer in generator.layers if layer.weights]
     for number, layer in enumerate(with_weights):
@@ -421,7 +554,55 @@ def _load_tensorflow_checkpoint(generator, prefix):
         reason = " ".join(str(error).split())[:REASON_LENGTH]
         raise ValueError(
             f"{prefix} is a damaged TensorFlow checkpoint: {reason}"
-        ) from (error)
+        ) from error
+
+
+def default_weights():
+    """Finds the weights to use if none are named.
+
+    Returns:
+        `Path`: the first there is of what adversarial training saved, what
+        pre-training saved, and the weights that are shipped.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    for folder in map(Path, TRAINED_FOLDERS):
+        is_ours = newest_step(folder) is not None
+        if is_ours or find_tensorflow_checkpoint(folder) is not None:
+            return folder
+    shipped = sorted(SHIPPED_FOLDER.glob("*.weights.h5"))
+    if shipped:
+        return shipped[0]
+    raise FileNotFoundError(
+        f"Expected weights in {', '.join(TRAINED_FOLDERS)} or {SHIPPED_FOLDER}, found "
+        "none. Train with: python srgan.py, or name a file by --weights."
+    )
+
+
+def load_generator(weights=None, precision="float32"):
+    """Builds the generator and loads its weights.
+
+    Args:
+        weights: path as for `load_generator_weights`; `None` for
+            `default_weights()`.
+        precision: str, Keras dtype policy.
+
+    Returns:
+        `(generator, path)`, `path` being what was read.
+
+    Raises:
+        FileNotFoundError: if there are no weights.
+        ValueError: if they are damaged or of another network.
+    """
+    usual = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        generator = build_generator()
+    finally:
+        keras.config.set_dtype_policy(usual)
+    path = load_generator_weights(generator, weights or default_weights())
+    return generator, path
 
 
 # One run a folder ------------------------------------------------------------
@@ -440,38 +621,55 @@ class FolderLock:
         self.note = note
 
     def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        mine = {
+        folder, process = self.path.parent, os.getpid()
+        self.owner = {
             "host": socket.gethostname(),
-            "process": os.getpid(),
-            "started": _process_start(os.getpid()),
+            "process": process,
+            "started": _process_start(process),
         }
-        while True:
-            try:
-                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _exclusive(folder):  # two runs may start at the same moment
                 self._take_over_or_raise()
-                continue
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(mine, file)
-            return self
+                with open(self.path, "x", encoding="utf-8") as file:
+                    json.dump(self.owner, file)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise OSError(
+                f"The folder {folder} cannot be written to ({error.strerror}). Pass "
+                "another --weights-dir."
+            ) from error
+        return self
 
     def __exit__(self, *_):
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if self._read() == self.owner:  # not if someone took it over by hand
+                self.path.unlink()
+
+    def _read(self):
+        """Returns what the lock says, or a dict of `None` if it makes no sense."""
+        try:
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+            return {
+                "host": str(owner["host"]),
+                "process": int(owner["process"]),
+                "started": owner["started"],
+            }
+        except (ValueError, KeyError, TypeError):  # killed before it was written
+            return {"host": socket.gethostname(), "process": None, "started": None}
 
     def _take_over_or_raise(self):
-        try:
-            owner = json.loads(self.path.read_text())
-            host, process = owner["host"], owner["process"]
-            started = owner["started"]
-        except FileNotFoundError:
-            return  # released meanwhile
-        except (ValueError, KeyError, TypeError):
-            host, process, started = socket.gethostname(), None, None
+        if not self.path.exists():
+            return
+        host, process, started = self._read().values()
         is_here = host == socket.gethostname()
         if is_here and (process is None or _process_start(process) != started):
-            self.note(f"Taking over {self.path}: process {process} is gone.")
-            self.path.unlink(missing_ok=True)
+            self.note(
+                f"Taking over {self.path}: process {process or '(unknown)'}, which "
+                "was writing there, is gone."
+            )
+            self.path.unlink()
             return
         raise BlockingIOError(
             f"Another run (process {process} on {host}) is writing to "
@@ -480,13 +678,27 @@ class FolderLock:
         )
 
 
+@contextlib.contextmanager
+def _exclusive(folder):
+    """Lets one process of this machine at a time through, where that is possible."""
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            with contextlib.suppress(OSError):  # some network folders cannot
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if fcntl:
+            os.close(descriptor)
+
+
 def _process_start(process):
     """Returns something that tells a process from later ones of its number."""
     try:
         os.kill(process, 0)
     except PermissionError:
         pass  # it lives, and is someone else's
-    except OSError:
+    except (OSError, OverflowError):
         return None
     try:  # Linux: the start time, field 22, counted after the name's bracket
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

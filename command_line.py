@@ -4,13 +4,16 @@ parser = command_line.ArgumentParser(description=__doc__)
 """
 
 import argparse
+import shutil
 import sys
+import time
 
 EXIT_FAILED = 1  # the work itself failed
 EXIT_USAGE = 2  # the user's mistake: flag, folder, file
 EXIT_SIGNAL = 128  # plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM
 
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # of arithmetic
 HELP_COLUMN = 34  # where the texts of --help begin
 
 
@@ -112,3 +115,45 @@ def _number(text, convert, expected, is_valid):
     if value is None or not is_valid(value):
         raise argparse.ArgumentTypeError(f"expected {expected}, received {text!r}.")
     return value
+
+
+class Progress:
+    """Shows how far a run is: a line redrawn on a terminal, nothing elsewhere.
+
+    Args:
+        num_images: int, images of the run.
+        stream: text stream, stdout if `None`.
+    """
+
+    def __init__(self, num_images, stream=None):
+        self.stream = stream or sys.stdout
+        self.num_images = num_images
+        self.number = 0
+        self.name = ""
+        self.started = time.monotonic()
+
+    def start_image(self, name):
+        """Goes on to the next image, called `name`."""
+        self.number += 1
+        self.name = name
+        self(0, 1)
+
+    def __call__(self, num_done, total):
+        """Shows that `num_done` of `total` pixels of the image are done."""
+        if not self.stream.isatty():
+            return
+        share = (self.number - 1 + num_done / total) / self.num_images
+        seconds = time.monotonic() - self.started
+        left = f"{seconds * (1 - share) / share:.0f} s left" if share else "starting"
+        line = f"{self.number} of {self.num_images}, {num_done / total:4.0%}, {left}"
+        columns = shutil.get_terminal_size().columns
+        self._redraw(f"{line}: {self.name}"[: columns - 1])
+
+    def print_line(self, line, stream=None):
+        """Prints a line in place of the bar, to `stream` if it is not `None`."""
+        self._redraw("")
+        print(line, file=stream or self.stream, flush=True)
+
+    def _redraw(self, line):
+        if self.stream.isatty():
+            print(f"\r\x1b[K{line}", end="", file=self.stream, flush=True)

@@ -117,6 +117,10 @@ class UnreadableImageError(OSError):
         self.reason = reason
 
 
+class NoImageLeftError(RuntimeError):
+    """None of the images that were there at the start can be read any more."""
+
+
 def to_float(images):
     """Converts 8-bit images to what the networks take.
 
@@ -527,7 +531,7 @@ class DataLoader:
 
         Raises:
             ValueError: if `batch_size` does not suit.
-            RuntimeError: if no image can be read any more.
+            NoImageLeftError: if no image can be read any more.
         """
         request = (batch_size, is_testing, self.shard)
         if request != self._request:
@@ -555,7 +559,7 @@ class DataLoader:
         self._ahead.clear()
         self.position = k
 
-    def make_batch(self, k, batch_size, is_testing=False):
+    def make_batch(self, k, batch_size, is_testing=False, shard=None):
         """Makes batch k: random HR crops, and their LR images.
 
         Depends on nothing but the seed, k, the arguments and the files. Each HR crop is
@@ -566,6 +570,8 @@ class DataLoader:
             k: int >= 0, number of the batch.
             batch_size: int >= 1, crops of the batch over all workers.
             is_testing: bool; if `True`, crops are never flipped.
+            shard: `(index, count)`, the worker and how many there are; `None` for
+                the attribute `shard`.
 
         Returns:
             `Batch(lr, hr)`, float32 RGB in [-1, 1]: `hr` is (n, crop_size, crop_size,
@@ -573,9 +579,9 @@ class DataLoader:
 
         Raises:
             ValueError: if `batch_size` is less than 1 or no multiple of the workers.
-            RuntimeError: if no image can be read any more.
+            NoImageLeftError: if no image can be read any more.
         """
-        index, count = self.shard
+        index, count = shard or self.shard
         if batch_size < 1 or batch_size % count:
             raise ValueError(
                 f"The batch size must be at least 1 and a multiple of the number of "
@@ -650,7 +656,7 @@ class DataLoader:
 
     def _nothing_readable(self, index):
         path = self.files[index].path
-        return RuntimeError(
+        return NoImageLeftError(
             f"None of the {len(self.files):,} images in {self.folder} can be read any "
             f"more. {path}: {self.skipped.get(path)}. Check the disk, then run again."
         )
@@ -671,7 +677,7 @@ class DataLoader:
             are cut to multiples of `SCALE`.
 
         Raises:
-            RuntimeError: if no image can be read any more.
+            NoImageLeftError: if no image can be read any more.
         """
         images = list(self._open_test_images())
         if not images:

@@ -44,7 +44,6 @@ from quiet import keras
 from srgan import ADVERSARIAL_WEIGHT, CONTENT_LOSSES, FEATURE_WEIGHT
 from tiling import enlarge
 from training_run import enlarge_bicubic
-from upscale import PRECISIONS, Progress, default_weights, load_generator
 
 DISCRIMINATOR_FILE = "discriminator.weights.h5"  # beside a checkpoint's generator
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # Pillow's
@@ -225,7 +224,7 @@ def load_models(paths, precision="float32", with_discriminators=False):
     paths = list(dict.fromkeys(Path(path).resolve() for path in paths))
     models = {}
     for label, path in zip(_make_labels(paths), paths, strict=True):
-        generator, file = load_generator(path, precision)
+        generator, file = checkpoints.load_generator(path, precision)
         blur = discriminator = None
         if file.name == checkpoints.GENERATOR_FILE:
             _, state = checkpoints.inspect_checkpoint(file.parent)
@@ -542,7 +541,7 @@ def parse_args(arguments=None):
     add = group.add_argument
     add("--tile", type=command_line.positive_int, metavar="N",
         help="side of pieces to enlarge at a time, LR px [by memory]")  # fmt: skip
-    add("--precision", choices=PRECISIONS, default="float32",
+    add("--precision", choices=command_line.PRECISIONS, default="float32",
         help="arithmetic of the generators [float32]")  # fmt: skip
     add("--output", type=Path, default=Path("images/evaluation"), metavar="FOLDER",
         help="enlarged images, sheets and grid [images/evaluation]")  # fmt: skip
@@ -580,7 +579,7 @@ def _evaluate(args):
     args.hr = args.hr or _default_originals()
     pairs, problems = find_pairs(args.hr, args.lr)
     vgg = load_vgg(args.vgg_weights)
-    paths = args.weights or [default_weights()]
+    paths = args.weights or [checkpoints.default_weights()]
     models = load_models(paths, args.precision, with_discriminators=vgg is not None)
     for label, model in models.items():
         print(f"Weights {label}: {model.path}")
@@ -595,7 +594,7 @@ def _evaluate(args):
     print("\n".join(protocol), flush=True)
 
     scores, columns = {}, {}
-    progress = Progress(len(pairs) * len(models))
+    progress = command_line.Progress(len(pairs) * len(models))
     for pair in pairs:
         try:
             test_pair = load_pair(pair, blur)

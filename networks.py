@@ -7,8 +7,11 @@ convolution" without making the enlarged tensor (`UpsampleConv2D`), with the
 same weights and, in exact arithmetic, the same results.
 """
 
+import warnings
+
 import numpy as np
 
+import distribution
 from quiet import keras
 
 # Weight files of VGG19, ImageNet, no top: for the messages only, Keras knows
@@ -314,7 +317,9 @@ def _convolution(filters, kernel_size=3, **kwargs):
 
 
 def _batch_normalization():
-    return BatchNormalization(momentum=BATCH_NORM_MOMENTUM)
+    return BatchNormalization(
+        momentum=BATCH_NORM_MOMENTUM, synchronized=distribution.is_active()
+    )
 
 
 def _residual_block(inputs, filters):
@@ -329,7 +334,9 @@ def _residual_block(inputs, filters):
 def _load_vgg19(weights):
     """Keras's VGG19 without top; its errors turned into ours."""
     try:
-        return keras.applications.VGG19(weights=weights, include_top=False)
+        with warnings.catch_warnings():  # of another network: the error says it all
+            warnings.simplefilter("ignore")
+            return keras.applications.VGG19(weights=weights, include_top=False)
     except Exception as error:  # Keras raises a bare Exception when offline
         reason = str(error).strip().split("\n")[0]
         if weights == "imagenet":

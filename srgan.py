@@ -7,6 +7,7 @@
 Run the same command again to go on where it stopped.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -18,11 +19,12 @@ import numpy as np
 
 import checkpoints
 import command_line
+import distribution
 import figures
 import metrics
 import networks
 import sample_data
-from data_loader import AUGMENTATIONS, DataLoader, to_uint8
+from data_loader import AUGMENTATIONS, DataLoader, NoImageLeftError, to_uint8
 from quiet import keras
 from tiling import enlarge
 from training_run import (
@@ -49,6 +51,7 @@ TRAIN_STEPS, TRAIN_INTERVAL = 100_000, 50  # source
 FIRST_ADVERSARIAL_BATCH = 10**9
 FIRST_STATISTICS_BATCH = 2 * 10**9  # batches for batch-norm statistics
 FIRST_SAMPLE_BATCH = 3 * 10**9  # crops to look at
+MAX_REASON = 300  # characters of TensorFlow's errors that are shown
 PRE_TRAINING, TRAINING = "pre_training", "training"
 SAMPLE_DATASET, SAMPLE_TEST_IMAGES = "datasets/sample", "datasets/sample_test"
 
@@ -175,6 +178,8 @@ class SRGAN:
                 self.vgg if is_same else _build_features(vgg22, vgg_weights)
             )
         self._patch_shapes = {}
+        self._model_class = distribution.model_class()
+        self._copy = None
         # Source: one Adam for all models. Current Keras refuses that, so each of
         # the three models that are trained has its own. The networks themselves
         # are never compiled, and so their files hold weights alone.
@@ -186,20 +191,22 @@ class SRGAN:
 
     def _build_pretrainer(self):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
-        model, loss = keras.Model(lr, sr, name="pretrainer"), "mse"
+        model, loss = self._model_class(lr, sr, name="pretrainer"), "mse"
         if self._pretrain_features is not None:
             smooth = keras.layers.Activation(
                 "linear", activity_regularizer=_total_variation
             )
             features = self._pretrain_features(smooth(sr))
-            model, loss = keras.Model(lr, features, name="pretrainer"), _feature_loss
+            model = self._model_class(lr, features, name="pretrainer")
+            loss = _feature_loss
         model.compile(optimizer=self._build_adam(), loss=loss)
         model.optimizer.build(model.trainable_variables)
         return model
 
     def _build_discriminator_trainer(self):
         network = self.discriminator
-        model = keras.Model(network.inputs, network.outputs, name="trainer")
+        image, verdict = network.inputs[0], network.outputs[0]
+        model = self._model_class(image, verdict, name="trainer")
         # Source: least squares. Paper: binary cross-entropy (Sec. 2.1, eq. 2).
         model.compile(optimizer=self._build_adam(), loss="mse", metrics=[_probability])
         model.optimizer.build(model.trainable_variables)
@@ -209,7 +216,8 @@ class SRGAN:
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
         content = sr if self.vgg is None else self.vgg(sr)
         self.discriminator.trainable = False
-        model = keras.Model(lr, [self.discriminator(sr), content], name="combined")
+        outputs = [self.discriminator(sr), content]
+        model = self._model_class(lr, outputs, name="combined")
         model.compile(
             optimizer=self._build_adam(),
             loss=["binary_crossentropy", "mse"],
@@ -237,7 +245,7 @@ class SRGAN:
         """
         if self._pretrain_features is None:
             return {"mse": float(self.pretrainer.train_on_batch(lr, hr))}
-        features = self._pretrain_features.predict_on_batch(hr)
+        features = self._infer(self._pretrain_features, hr)
         return {"vgg22": float(self.pretrainer.train_on_batch(lr, features))}
 
     def train_discriminator_on_batch(self, lr, hr):
@@ -255,7 +263,7 @@ class SRGAN:
             dict: `"d_real"` and `"d_fake"`, the two losses. The source reports
             half their sum.
         """
-        fake = self.generator.predict_on_batch(lr)
+        fake = self._infer(self.generator, lr)
         real_labels = np.ones(self._patch_labels_shape(hr.shape), keras.config.floatx())
         # Read by Keras when a step is traced, so it is set right before each.
         self.discriminator.trainable = True
@@ -278,12 +286,18 @@ class SRGAN:
             `"g_adversarial"` (binary cross-entropy of the verdicts against 1)
             and `"g_content"` (mean squared error of features, or of pixels).
         """
-        content = hr if self.vgg is None else self.vgg.predict_on_batch(hr)
+        content = hr if self.vgg is None else self._infer(self.vgg, hr)
         real_labels = np.ones(self._patch_labels_shape(hr.shape), keras.config.floatx())
         self.discriminator.trainable = False  # its batch norm runs on moving averages
         losses = self.combined.train_on_batch(lr, [real_labels, content])
         names = ("g_loss", "g_adversarial", "g_content")
         return dict(zip(names, map(float, losses), strict=True))
+
+    def _infer(self, model, images):
+        if self._model_class is keras.Model:
+            return model.predict_on_batch(images)
+        # Several workers: `predict_on_batch` would gather the outputs of all.
+        return np.asarray(model(images, training=False))
 
     def _patch_labels_shape(self, image_shape):
         # Source: floor(side / 16), which fits some sizes only.
@@ -397,15 +411,30 @@ class SRGAN:
 
     def _report(self, phase, step, loader, batch_size):
         # Source: moving averages only, and so by default here (0 batches).
+        generator = self._own_generator()
         if self.bn_batches and step > 0:
-            numbers = range(self.bn_batches)
             lr_batches = (
-                loader.make_batch(FIRST_STATISTICS_BATCH + number, batch_size).lr
-                for number in numbers
+                loader.make_batch(
+                    FIRST_STATISTICS_BATCH + k, batch_size, shard=(0, 1)
+                ).lr
+                for k in range(self.bn_batches)
             )
-            estimate_batch_norm(self.generator, lr_batches)
-        phase.report(step, self.evaluate(phase.run.test_images))
-        self.sample_images(loader, step, phase.run.images_dir)
+            estimate_batch_norm(generator, lr_batches)
+            self.generator.set_weights(generator.get_weights())
+        results = self.evaluate(phase.run.test_images) if phase.run.is_chief else []
+        phase.report(step, results)
+        if phase.run.is_chief:
+            with phase.run.tolerate(f"The sample of step {step}"):
+                self.sample_images(loader, step, phase.run.images_dir)
+
+    def _own_generator(self):
+        """Returns the generator; of several workers, a copy that is this one's own."""
+        if self._model_class is keras.Model:
+            return self.generator
+        if self._copy is None:
+            self._copy = keras.models.clone_model(self.generator)
+        self._copy.set_weights(self.generator.get_weights())
+        return self._copy
 
     # Looking at results ------------------------------------------------------
 
@@ -421,8 +450,9 @@ class SRGAN:
             content / 12.75^2 + adversarial / 1000 (source).
         """
         results = []
+        generator = self._own_generator()
         for name, lr, hr in test_images:
-            sr = enlarge(self.generator, lr)
+            sr = enlarge(generator, lr)
             scores = {"mse": float(np.mean(np.square(sr - hr)))}
             if self.vgg is not None:
                 scores["perceptual"] = self._perceptual_loss(sr[None], hr[None])
@@ -432,9 +462,9 @@ class SRGAN:
         return results
 
     def _perceptual_loss(self, sr, hr):
-        features = [self.vgg.predict_on_batch(images) for images in (sr, hr)]
+        features = [self._infer(self.vgg, images) for images in (sr, hr)]
         content = np.mean(np.square(np.subtract(*map(np.asarray, features))))
-        verdicts = np.asarray(self.discriminator.predict_on_batch(sr))
+        verdicts = np.asarray(self._infer(self.discriminator, sr))
         adversarial = -np.mean(np.log(np.maximum(verdicts, keras.config.epsilon())))
         return float(self.content.weight * content + ADVERSARIAL_WEIGHT * adversarial)
 
@@ -446,8 +476,9 @@ class SRGAN:
             step: int, chooses the crops and names the file.
             images_dir: path; the file is `<images_dir>/<dataset>/<step>.png`.
         """
-        batch = loader.make_batch(FIRST_SAMPLE_BATCH + step, 2, is_testing=True)
-        sr = to_uint8(np.asarray(self.generator.predict_on_batch(batch.lr)))
+        k = FIRST_SAMPLE_BATCH + step
+        batch = loader.make_batch(k, 2, is_testing=True, shard=(0, 1))
+        sr = to_uint8(np.asarray(self._own_generator().predict_on_batch(batch.lr)))
         columns = [
             {"generated": generated, "original": original}
             for generated, original in zip(sr, to_uint8(batch.hr), strict=True)
@@ -504,8 +535,8 @@ def estimate_batch_norm(model, batches):
         model(batch, training=True)  # leaves (1 - momentum) x the batch's own
         for layer, pair in moving:
             for variable in pair:
-                share = np.asarray(variable.value, "float64") / (1 - layer.momentum)
-                sums[variable.path] += share
+                share = keras.ops.convert_to_numpy(variable.value).astype("float64")
+                sums[variable.path] += share / (1 - layer.momentum)
         count += 1
     for _, pair in moving:
         for variable in pair:
@@ -578,7 +609,7 @@ FLAGS = {
     "machine and files": (
         (
             "--precision",
-            ("float32", "mixed_bfloat16", "mixed_float16"),
+            command_line.PRECISIONS,
             "of arithmetic [float32]; checkpoints are float32",
         ),
         ("--seed", command_line.non_negative_int, "of weights and batches [0]"),
@@ -654,13 +685,19 @@ def main(argv=None):
     """
     args = parse_args(argv)
     try:
-        with checkpoints.FolderLock(args.weights_dir):
-            return _train(args)
-    except TrainingStoppedError as error:
+        workers = distribution.join_workers()
+        with contextlib.ExitStack() as stack:
+            if workers.is_chief:
+                stack.enter_context(checkpoints.FolderLock(args.weights_dir))
+            else:  # the chief speaks for all
+                silence = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
+            return _train(args, workers)
+    except (TrainingStoppedError, NoImageLeftError) as error:
         print(f"\nsrgan.py: {command_line.one_line(error)}", file=sys.stderr)
         return command_line.EXIT_FAILED
     except TrainingInterruptedError as error:
-        print(f"{error} Saved. Run the same command again to go on.")
+        print(f"{error} Run the same command again to go on.")
         return command_line.EXIT_SIGNAL + error.signal_number
     except KeyboardInterrupt:
         print(
@@ -670,9 +707,19 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         print(f"srgan.py: {command_line.one_line(error)}", file=sys.stderr)
         return command_line.EXIT_USAGE
+    except Exception as error:
+        if not distribution.is_worker_failure(error):
+            raise
+        print(
+            "\nsrgan.py: Another worker failed or cannot be reached: "
+            f"{command_line.one_line(error)[:MAX_REASON]} Run the same commands again "
+            "to go on from the last checkpoint.",
+            file=sys.stderr,
+        )
+        return command_line.EXIT_FAILED
 
 
-def _train(args):
+def _train(args, workers):
     for note in args.notes:
         print(note)
     _prepare_backend(args)
@@ -689,21 +736,30 @@ def _train(args):
     )
     with loader:
         print(loader.summary())
-        gan = _build(args)
+        loader.shard = (workers.index, workers.count)
+        if args.batch_size % workers.count:
+            raise ValueError(
+                f"--batch-size {args.batch_size} cannot be split between "
+                f"{workers.count} workers. Pass a multiple of {workers.count}."
+            )
+        with workers.scope():
+            gan = _build(args)
         run = TrainingRun(args.weights_dir, args.images_dir, _options(args, loader))
+        run.is_chief = workers.is_chief
         # Weights and two Adam moments of both networks, 4 bytes each.
         num_weights = gan.generator.count_params() + gan.discriminator.count_params()
         run.check_space(num_bytes=3 * 4 * num_weights)
-        run.test_images = loader.load_spec_data(run.images_dir / "_src")
+        if workers.is_chief:
+            run.test_images = loader.load_spec_data(run.images_dir / "_src")
         phases = {"both": (PRE_TRAINING, TRAINING), "pretrain": (PRE_TRAINING,)}.get(
             args.phase, (TRAINING,)
         )
-        if args.restart:
-            run.set_aside(phases)
-        _start_weights(args, gan, run)
-        _draw_models(gan, run)
+        _start_weights(args, gan, run, phases)
+        if workers.is_chief:
+            _draw_models(gan, run)
+        workers.wait()
         with run.signals():
-            if PRE_TRAINING in phases:
+            if PRE_TRAINING in phases and not _is_past_pre_training(args, run):
                 gan.pre_train(
                     loader,
                     args.pretrain_steps,
@@ -711,6 +767,7 @@ def _train(args):
                     args.batch_size,
                     run,
                 )
+            workers.wait()  # for the chief to save what all start from
             if TRAINING in phases:
                 gan.train(
                     loader,
@@ -719,7 +776,9 @@ def _train(args):
                     args.batch_size,
                     run,
                 )
-        _conclude(args, gan, run)
+        if workers.is_chief:
+            _conclude(args, gan, run)
+        workers.wait()
     return 0
 
 
@@ -771,15 +830,37 @@ def _options(args, loader):
     return {name: getattr(args, name) for name in names} | {"files": files}
 
 
-def _start_weights(args, gan, run):
-    """Loads `--initial-weights` where no checkpoint is there to go on from."""
+def _start_weights(args, gan, run, phases):
+    """Loads `--initial-weights`, and moves old state away for `--restart`."""
+    if args.initial_weights is not None:
+        file = checkpoints.load_generator_weights(gan.generator, args.initial_weights)
+    if args.restart and run.is_chief:
+        run.set_aside(phases)
     folders = [run.checkpoint_folder(phase) for phase in (PRE_TRAINING, TRAINING)]
     resumes = any(checkpoints.newest_step(folder) is not None for folder in folders)
     if args.initial_weights is not None:
-        file = checkpoints.load_generator_weights(gan.generator, args.initial_weights)
-        print(f"The generator starts from {file}.")
+        print(
+            f"--initial-weights is passed over: {run.weights_dir} has checkpoints to "
+            "go on from."
+            if resumes
+            else f"The generator starts from {file}."
+        )
     elif not resumes:
         print("No checkpoint found: starting from scratch.")
+
+
+def _is_past_pre_training(args, run):
+    """Says whether both phases are asked for, and the second has begun already."""
+    begun = checkpoints.newest_step(run.checkpoint_folder(TRAINING)) is not None
+    if not begun or args.phase != "both":
+        return False
+    step = checkpoints.newest_step(run.checkpoint_folder(PRE_TRAINING)) or 0
+    if step < args.pretrain_steps:
+        run.note(
+            f"Pre-training stays at step {step}: adversarial training has begun from "
+            "there. To begin anew, pass --restart."
+        )
+    return True
 
 
 def _draw_models(gan, run):

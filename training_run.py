@@ -15,7 +15,9 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 import checkpoints
+import command_line
 import figures
 from data_loader import SCALE, to_uint8
 from quiet import keras
@@ -33,6 +36,8 @@ REALITY_BOUNDS = (0.05, 0.95)  # D(fake) and D(real) of a discriminator that won
 ONE_SIDED_STEPS = 500  # so long before a word is said of it
 BAR_WIDTH = 20  # characters
 BAR_INTERVAL = 0.2  # seconds between two drawings of the progress bar
+PROBE_BYTES = 4096  # written at the start, to see whether a folder takes any
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and a batch scheduler's
 LOG_FILE = "log.jsonl"
 CHECKPOINT_FOLDER = "{phase}_checkpoints"
 # Facts that a resumed run may not change; see README, "Resuming".
@@ -56,15 +61,28 @@ class TrainingStoppedError(RuntimeError):
 
 
 class TrainingInterruptedError(Exception):
-    """A signal asked the run to stop; its state has been saved.
+    """A signal asked the run to stop.
 
     Args:
         signal_number: int, the signal that was received.
+        message: str, what became of the state.
     """
 
-    def __init__(self, signal_number):
-        super().__init__(f"Stopped by {signal.Signals(signal_number).name}.")
+    def __init__(self, signal_number, message):
+        name = signal.Signals(signal_number).name
+        super().__init__(f"Stopped by {name}. {message}")
         self.signal_number = signal_number
+
+
+def say(text, end="\n"):
+    """Prints; where that cannot be done any more, training goes on all the same.
+
+    Args:
+        text: str.
+        end: str, printed after it.
+    """
+    with contextlib.suppress(OSError):  # a full disk, a terminal that was closed
+        print(text, end=end, flush=True)
 
 
 class TestResult(NamedTuple):
@@ -95,7 +113,7 @@ class TrainingRun:
         images_dir="images",
         options=None,
         test_images=(),
-        note=print,
+        note=say,
     ):
         self.weights_dir = Path(weights_dir)
         self.images_dir = Path(images_dir)
@@ -103,6 +121,26 @@ class TrainingRun:
         self.test_images = list(test_images)
         self.note = note
         self.stop_signal = None
+        self.is_chief = True  # of several workers, only one writes
+        self._told = set()
+
+    def note_once(self, text):
+        """Notes a line, unless it has been noted before."""
+        if text not in self._told:
+            self._told.add(text)
+            self.note(text)
+
+    @contextlib.contextmanager
+    def tolerate(self, what):
+        """Lets training go on when something other than its state is not written.
+
+        Args:
+            what: str, names it in the note.
+        """
+        try:
+            yield
+        except OSError as error:
+            self.note(f"\n{what} could not be written ({error}). Training goes on.")
 
     def checkpoint_folder(self, phase):
         """Returns the folder of a phase's checkpoints and log, a `Path`."""
@@ -125,24 +163,45 @@ class TrainingRun:
     def signals(self):
         """Lets Ctrl-C and SIGTERM end the run after the step at hand.
 
-        A second signal ends it at once.
+        A second signal ends the process at once. Python calls handlers only
+        between two operations of TensorFlow, which may take a minute, so it is a
+        thread that answers.
         """
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        thread = threading.Thread(target=self._listen, args=(receiver,), daemon=True)
+        thread.start()
 
         def remember(number, _):
-            self.stop_signal = number
-            for each, handler in previous.items():
-                signal.signal(each, handler)
-            self.note("\nStopping after this step. Once more to stop at once.")
+            self.stop_signal = self.stop_signal or number
 
-        previous = {
-            number: signal.signal(number, remember)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        handlers = {number: signal.signal(number, remember) for number in STOP_SIGNALS}
+        previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         try:
             yield self
         finally:
-            for number, handler in previous.items():
+            signal.set_wakeup_fd(previous)
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
+            sender.close()  # ends the thread
+            thread.join()
+
+    def _listen(self, receiver):
+        is_first = True
+        with receiver:
+            while received := receiver.recv(1):
+                number = received[0]
+                if number not in STOP_SIGNALS:
+                    continue
+                if is_first:
+                    self.note("\nStopping after this step. Once more to stop at once.")
+                    is_first = False
+                    continue
+                say(
+                    "\nStopped at once. Run the same command again to go on from the "
+                    "last checkpoint."
+                )
+                os._exit(command_line.EXIT_SIGNAL + number)
 
     def set_aside(self, phases):
         """Moves the state of earlier runs to dated folders (`--restart`).
@@ -169,8 +228,10 @@ class TrainingRun:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = folder / f".probe-{os.getpid()}"
-                probe.touch()
-                probe.unlink()
+                try:
+                    checkpoints.write_file(probe, bytes(PROBE_BYTES))
+                finally:
+                    probe.unlink(missing_ok=True)
             except OSError as error:
                 raise OSError(
                     f"The folder {folder} cannot be written to ({error.strerror}). "
@@ -192,8 +253,17 @@ class TrainingRun:
         Args:
             results: list of `TestResult`.
         """
-        for number, result in enumerate(results):
-            figures.save_image(result.sr, self.images_dir / "_res" / f"{number}.png")
+        with self.tolerate("The final enlargements"):
+            for number, result in enumerate(results):
+                path = self.images_dir / "_res" / f"{number}.png"
+                figures.save_image(result.sr, path)
+
+    def clean(self):
+        """Removes pictures that a killed process left half-written."""
+        for pattern in (".*.tmp", "*/.*.tmp"):
+            for path in self.images_dir.glob(pattern):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 class Phase:
@@ -216,6 +286,7 @@ class Phase:
         self._sums, self._count = {}, 0
         self._one_sided = 0
         self._failed_saves = 0
+        self._log = []
         self._bar = ProgressBar(name.replace("_", "-"), 0, 0)
 
     @property
@@ -229,56 +300,84 @@ class Phase:
             int, the last finished step, 0 for a new start.
 
         Raises:
-            ValueError: if the checkpoint was made with other fixed options.
+            ValueError: if the checkpoint was made with other fixed options, or
+                if there are checkpoints, but none is whole.
         """
-        self.store.clean()
-        path, state = self.store.newest(self.run.note, move_damaged=True)
-        if path is None:
-            self._keep_log_until(-1)
-            return 0
-        facts = state["facts"]
-        self._compare_options(facts["options"], path)
+        is_chief = self.run.is_chief
+        if is_chief:
+            self.store.clean()
+            self.run.clean()
+        path, state = self.store.newest(self.run.note, move_damaged=is_chief)
+        if path is not None:
+            self._restore(path, state)
+        elif self.store.steps():
+            raise ValueError(
+                f"None of the checkpoints in {self.store.folder} is whole. Copy one "
+                "back from a backup, or pass --restart to begin anew (they are moved, "
+                "not deleted)."
+            )
+        # Lines of steps that will be done again are dropped.
+        last = self.step if path is not None else -1
+        self._log = [record for record in self.read_log() if record["step"] <= last]
+        if self.log_path.exists():
+            self._write_log()
+        return self.step
+
+    def _restore(self, path, state):
+        try:
+            facts = state["facts"]
+            self._compare_options(facts["options"], path)
+            self._sums = {str(k): float(v) for k, v in facts["sums"].items()}
+            self._count, self._one_sided = int(facts["count"]), int(facts["one_sided"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not of a training run: its facts lack {error}. Pass "
+                "another --weights-dir, or --restart to begin anew."
+            ) from error
         self.store.restore(path, self.models, self.optimizers)
         self.step = state["step"]
-        self._sums, self._count = facts["sums"], facts["count"]
-        self._one_sided = facts["one_sided"]
-        self._keep_log_until(self.step)
         self.run.note(f"Going on from {path}.")
-        return self.step
 
     def _compare_options(self, before, path):
         for key, value in self.run.options.items():
             if key not in before or before[key] == value:
                 continue
+            flag = "dataset" if key == "files" else key.replace("_", "-")
             if key in FIXED_OPTIONS:
-                flag = key.replace("_", "-")
                 raise ValueError(
                     f"{path} was trained with {flag} = {before[key]}, and this run "
                     f"has {flag} = {value}. Use the same, or pass --restart to begin "
                     "anew (the old state is kept beside it)."
                 )
-            self.run.note(
-                f"Changed since the last run: {key}, {before[key]} -> {value}"
+            self.run.note_once(
+                f"Changed since the last run: {flag}, {before[key]} -> {value}."
             )
 
-    def _keep_log_until(self, step):
-        """Drops log lines of steps that will be done again."""
-        if self.log_path.exists():
-            kept = [line for line in self.read_log() if line["step"] <= step]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            temporary = self.log_path.with_suffix(".tmp")
-            temporary.write_text(text)
-            os.replace(temporary, self.log_path)
-
     def read_log(self):
-        """Reads the log, without a last line that a crash cut short."""
+        """Reads the log, without lines that make no sense."""
         if not self.log_path.exists():
             return []
         records = []
-        for line in self.log_path.read_text().splitlines():
+        for line in self.log_path.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    records.append(record)
         return records
+
+    def _write_log(self):
+        """Writes the whole log, so that no crash can cut a line short."""
+        if not self.run.is_chief:
+            return
+        with self.run.tolerate(f"The log {self.log_path}"):
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.log_path.with_suffix(".tmp")
+            text = "".join(json.dumps(record) + "\n" for record in self._log)
+            try:
+                checkpoints.write_file(temporary, text.encode())
+                os.replace(temporary, self.log_path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def steps(self, num_steps):
         """Yields the steps that are left, showing progress between them.
@@ -288,14 +387,31 @@ class Phase:
 
         Raises:
             TrainingInterruptedError: after a signal; the state is saved first.
+            TrainingStoppedError: if the state of the last step cannot be saved.
         """
+        if 0 < num_steps <= self.step:
+            self.run.note(f"All {num_steps} steps of {self._bar.label} are done.")
         self._bar = ProgressBar(self._bar.label, self.step, num_steps)
         with self._bar:
             for step in range(self.step + 1, num_steps + 1):
                 yield step
                 if self.run.stop_signal is not None:
-                    self.save()
-                    raise TrainingInterruptedError(self.run.stop_signal)
+                    raise TrainingInterruptedError(
+                        self.run.stop_signal, self._save_and_describe()
+                    )
+        if self._failed_saves and not self.save():
+            raise TrainingStoppedError(
+                f"The last step of {self._bar.label} is not saved. Make room, and run "
+                "the same command again to go on from the last checkpoint."
+            )
+
+    def _save_and_describe(self):
+        if self.save():
+            return f"Step {self.step} of {self._bar.label} is saved."
+        last = checkpoints.newest_step(self.store.folder) or 0
+        return (
+            f"Step {self.step} of {self._bar.label} is not saved, but step {last} is."
+        )
 
     def record(self, step, losses):
         """Takes in the losses of one finished step.
@@ -310,9 +426,7 @@ class Phase:
         if not all(math.isfinite(value) for value in losses.values()):
             shown = ", ".join(f"{name} {value}" for name, value in losses.items())
             raise TrainingStoppedError(
-                f"Diverged at {self.name} step {step}: {shown}. The checkpoints in "
-                f"{self.store.folder} are from before. Try a lower --learning-rate, "
-                "or --precision float32."
+                f"Diverged at {self.name} step {step}: {shown}. {self._advice()}"
             )
         self.step = step
         for name, value in losses.items():
@@ -328,6 +442,8 @@ class Phase:
         low, high = REALITY_BOUNDS
         real, fake = losses["p_real"], losses["p_fake"]
         won = (real > high and fake < low) or (real < low and fake > high)
+        if self._one_sided == ONE_SIDED_STEPS:
+            return  # it has been said
         self._one_sided = self._one_sided + 1 if won else 0
         if self._one_sided == ONE_SIDED_STEPS:
             self.run.note(
@@ -347,30 +463,27 @@ class Phase:
         record |= {name: total / self._count for name, total in self._sums.items()}
         record |= mean_scores(results)
         self._sums, self._count = {}, 0
-        try:
-            self._write_report(record, results)
-        except OSError as error:
-            self.run.note(f"\nThe report of step {step} was not written: {error}")
+        self._log.append(record)
+        self._write_log()
+        if self.run.is_chief:
+            self._draw_report(step, results)
         if step > 0:
             self.save()
         self._bar.line(record)
 
-    def _write_report(self, record, results):
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._draw(record["step"], results)
-        records = []
-        for phase in ("pre_training", "training"):
-            path = self.run.checkpoint_folder(phase)
-            records += (
-                Phase(self.run, phase, {}, {}).read_log() if path.exists() else []
+    def _draw_report(self, step, results):
+        with self.run.tolerate(f"The pictures of step {step}"):
+            self._draw(step, results)
+            figures.save_training_curves(
+                self._read_other_log() + self._log,
+                self.run.images_dir / "training_curves.png",
             )
-        figures.save_training_curves(
-            records, self.run.images_dir / "training_curves.png"
-        )
+
+    def _read_other_log(self):
+        """Reads the log of pre-training, for the curves of training."""
+        if self.name == "pre_training":
+            return []
+        return Phase(self.run, "pre_training", {}, {}).read_log()
 
     def _draw(self, step, results):
         if not results:
@@ -407,9 +520,16 @@ class Phase:
     def save(self):
         """Saves a checkpoint; a failure is told, and stops the run the third time.
 
+        Returns:
+            bool, whether the state is on the disk.
+
         Raises:
-            TrainingStoppedError: after `MAX_FAILED_SAVES` failures in a row.
+            TrainingStoppedError: after `MAX_FAILED_SAVES` failures in a row, or
+                if the networks are broken.
         """
+        if not self.run.is_chief:
+            return True
+        self._check_weights()
         facts = {
             "options": self.run.options,
             "sums": self._sums,
@@ -427,17 +547,33 @@ class Phase:
             self.store.save(self.step, self.models, self.optimizers, facts)
         except OSError as error:
             self._failed_saves += 1
-            message = f"Step {self.step} could not be saved to {self.store.folder}: "
-            message += f"{error}."
+            message = f"Step {self.step} could not be saved to {self.store.folder} "
+            message += f"({error.strerror or error})."
             if self._failed_saves >= MAX_FAILED_SAVES:
                 raise TrainingStoppedError(
                     f"{message} That was failure {self._failed_saves} in a row. "
                     "Make room, and run the same command again to go on from the "
                     "last checkpoint."
                 ) from error
-            self.run.note(f"\n{message} Training goes on; the next save tries again.")
-        else:
-            self._failed_saves = 0
+            self.run.note(f"\n{message} Earlier checkpoints are intact. Make room.")
+            return False
+        self._failed_saves = 0
+        return True
+
+    def _check_weights(self):
+        """Refuses to save weights that a finite loss had not yet given away."""
+        for name, model in self.models.items():
+            if not all(np.isfinite(array).all() for array in model.get_weights()):
+                raise TrainingStoppedError(
+                    f"Diverged at {self.name} step {self.step}: weights of the {name} "
+                    f"are not finite. {self._advice()}"
+                )
+
+    def _advice(self):
+        return (
+            f"The checkpoints in {self.store.folder} are from before. Try a lower "
+            "--learning-rate, or --precision float32."
+        )
 
 
 def mean_scores(results):
@@ -504,7 +640,7 @@ class ProgressBar:
 
     def __exit__(self, *_):
         if self.is_terminal and self.text:
-            print()
+            say("")
 
     def update(self, step, losses):
         """Shows a finished step and its losses (a dict of floats)."""
@@ -519,16 +655,16 @@ class ProgressBar:
             bar = "=" * done + "." * (BAR_WIDTH - done)
             text = f"{self._head()} [{bar}] {self._rate()} {format_losses(losses)}"
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r{text[:width]:<{len(self.text)}}", end="", flush=True)
+            say(f"\r{text[:width]:<{len(self.text)}}", end="")
             self.text = text[:width]
 
     def line(self, record):
         """Shows a report; `record` is its line of the log."""
         names = {k: v for k, v in record.items() if k not in ("phase", "step")}
         if self.text:
-            print(f"\r{' ' * len(self.text)}\r", end="")
+            say(f"\r{' ' * len(self.text)}\r", end="")
             self.text = ""
-        print(f"{self._head()} {self._rate()} {format_losses(names)}", flush=True)
+        say(f"{self._head()} {self._rate()} {format_losses(names)}")
 
     def _head(self):
         total = f"/{self.total}" if self.total else ""

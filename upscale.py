@@ -13,7 +13,6 @@ Palettes become RGB; CMYK becomes sRGB, by its ICC profile where it has one. Pil
 reads 16-bit colour as 8-bit: it is enlarged as such, and said so.
 """
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,15 +24,10 @@ from PIL import Image
 import checkpoints
 import command_line
 from data_loader import IMAGE_SUFFIXES, SCALE, to_uint8
-from networks import build_generator
 from pictures import FORMATS, MAX_PIXELS, fit_format, read_picture, save_image
-from quiet import keras
 from tiling import enlarge
 
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as Pillow's "L"
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-TRAINED_FOLDERS = ("weights/training_checkpoints", "weights/pre_training_checkpoints")
-SHIPPED_FOLDER = Path(__file__).parent / "weights" / "pretrained"
 
 
 FLAGS = {
@@ -45,7 +39,7 @@ FLAGS = {
     "how": (
         ("--weights", "PATH", "file or folder [the best there is]"),
         ("--tile", command_line.positive_int, "px of the input [what 1 GiB holds]"),
-        ("--precision", PRECISIONS, "of the network"),
+        ("--precision", command_line.PRECISIONS, "of the network"),
         ("--max-pixels", command_line.positive_int, "refuse larger inputs"),
     ),
 }
@@ -178,100 +172,7 @@ def _to_uint16(grey):
     return np.clip(np.rint((grey + 1) * 32767.5), 0, 65535).astype("uint16")
 
 
-# Weights ---------------------------------------------------------------------
-
-
-def default_weights():
-    """Finds the weights to use if none are named.
-
-    Returns:
-        `Path`: the first there is of what adversarial training saved, what
-        pre-training saved, and the weights that are shipped.
-
-    Raises:
-        FileNotFoundError: if there are none.
-    """
-    for folder in map(Path, TRAINED_FOLDERS):
-        is_ours = checkpoints.newest_step(folder) is not None
-        if is_ours or checkpoints.find_tensorflow_checkpoint(folder) is not None:
-            return folder
-    shipped = sorted(SHIPPED_FOLDER.glob("*.weights.h5"))
-    if shipped:
-        return shipped[0]
-    raise FileNotFoundError(
-        f"Expected weights in {', '.join(TRAINED_FOLDERS)} or {SHIPPED_FOLDER}, found "
-        "none. Train with: python srgan.py, or name a file by --weights."
-    )
-
-
-def load_generator(weights=None, precision="float32"):
-    """Builds the generator and loads its weights.
-
-    Args:
-        weights: path as for `checkpoints.load_generator_weights`; `None` for
-            `default_weights()`.
-        precision: str, Keras dtype policy.
-
-    Returns:
-        `(generator, path)`, `path` being what was read.
-
-    Raises:
-        FileNotFoundError: if there are no weights.
-        ValueError: if they are damaged or of another network.
-    """
-    usual = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        generator = build_generator()
-    finally:
-        keras.config.set_dtype_policy(usual)
-    path = checkpoints.load_generator_weights(generator, weights or default_weights())
-    return generator, path
-
-
 # Running ---------------------------------------------------------------------
-
-
-class Progress:
-    """Shows how far a run is: a line redrawn on a terminal, nothing elsewhere.
-
-    Args:
-        num_images: int, images of the run.
-        stream: text stream, stdout if `None`.
-    """
-
-    def __init__(self, num_images, stream=None):
-        self.stream = stream or sys.stdout
-        self.num_images = num_images
-        self.number = 0
-        self.name = ""
-        self.started = time.monotonic()
-
-    def start_image(self, name):
-        """Goes on to the next image, called `name`."""
-        self.number += 1
-        self.name = name
-        self(0, 1)
-
-    def __call__(self, num_done, total):
-        """Shows that `num_done` of `total` pixels of the image are done."""
-        if not self.stream.isatty():
-            return
-        share = (self.number - 1 + num_done / total) / self.num_images
-        seconds = time.monotonic() - self.started
-        left = f"{seconds * (1 - share) / share:.0f} s left" if share else "starting"
-        line = f"{self.number} of {self.num_images}, {num_done / total:4.0%}, {left}"
-        columns = shutil.get_terminal_size().columns
-        self._redraw(f"{line}: {self.name}"[: columns - 1])
-
-    def print_line(self, line, stream=None):
-        """Prints a line in place of the bar, to `stream` if it is not `None`."""
-        self._redraw("")
-        print(line, file=stream or self.stream, flush=True)
-
-    def _redraw(self, line):
-        if self.stream.isatty():
-            print(f"\r\x1b[K{line}", end="", file=self.stream, flush=True)
 
 
 def upscale_files(generator, jobs, args, progress):
@@ -281,7 +182,7 @@ def upscale_files(generator, jobs, args, progress):
         generator: `keras.Model` of `build_generator`.
         jobs: list of `Job`.
         args: `argparse.Namespace` of `parse_args`.
-        progress: `Progress`.
+        progress: `command_line.Progress`.
 
     Returns:
         `Counts`.
@@ -387,11 +288,11 @@ def main(argv=None):
     try:
         check_output(args.output)
         jobs, earlier = find_jobs(args.inputs, args.output, args.format)
-        generator, weights = load_generator(args.weights, args.precision)
+        generator, weights = checkpoints.load_generator(args.weights, args.precision)
         print(f"Weights: {weights}", flush=True)
         if earlier:
             print(f"Left out: {len(earlier)} earlier results, such as {earlier[0]}")
-        progress = Progress(len(jobs))
+        progress = command_line.Progress(len(jobs))
         counts = upscale_files(generator, jobs, args, progress)
     except (ValueError, OSError) as error:
         print(f"upscale.py: {command_line.one_line(error)}", file=sys.stderr)

@@ -17,12 +17,12 @@ from PIL import Image
 import checkpoints
 import evaluate
 import metrics
-import upscale
 from data_loader import degrade, to_float
 from networks import build_discriminator, build_generator
 from quiet import keras
 from tiling import enlarge
 
+LOAD_GENERATOR = checkpoints.load_generator  # of the networks as users have them
 NUM_SCORES = 5  # without VGG19: PSNR and SSIM of Y and RGB, MSE
 
 # The source's generator in plain Keras 2, saved as the source does.
@@ -85,7 +85,7 @@ def run(tmp_path, monkeypatch, capsys, weights):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(evaluate, "load_generator", load_small_generator)
+    monkeypatch.setattr(checkpoints, "load_generator", load_small_generator)
 
     def run_command(*arguments, weights_given=True):
         if weights_given and "--weights" not in arguments:
@@ -148,7 +148,7 @@ def save_checkpoint(folder, options, with_discriminator=False):
 
 def test_the_real_generator(run, monkeypatch, pair_folders, tmp_path):
     """All other tests have a small one: the command might not know the real one."""
-    monkeypatch.setattr(evaluate, "load_generator", upscale.load_generator)
+    monkeypatch.setattr(checkpoints, "load_generator", LOAD_GENERATOR)
     path = tmp_path / "real.weights.h5"
     build_generator().save_weights(path)
     code, out, error = run("--weights", path, "--hr", pair_folders[0])
@@ -344,9 +344,9 @@ def test_checkpoint_brings_its_blur(run, pair_folders, tmp_path, weights):
 def test_default_weights(run, fails, pair_folders, tmp_path, monkeypatch, weights):
     """The pre-trained weights would be measured for the trained ones, as once."""
     hr, _ = pair_folders
-    monkeypatch.setattr(upscale, "SHIPPED_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", tmp_path / "none")
     fails("Train with: python srgan.py", "--hr", hr, weights_given=False)
-    monkeypatch.setattr(upscale, "SHIPPED_FOLDER", weights)
+    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", weights)
     _, out, _ = run("--hr", hr, weights_given=False)
     assert f"Weights first: {weights / 'first.weights.h5'}" in out
     for name in ("pre_training_checkpoints", "training_checkpoints"):

@@ -98,7 +98,8 @@ def test_probabilities_are_the_discriminators(pixel_gan):
     """Users judge a GAN's health by these."""
     lr, hr = draw_batch()
     pixel_gan.discriminator.trainable = True
-    before = np.asarray(pixel_gan.discriminator(hr, training=True)).mean()
+    verdicts = pixel_gan.discriminator(hr, training=True)
+    before = keras.ops.convert_to_numpy(verdicts).mean()
     pixel_gan.train_discriminator_on_batch(lr, hr)
     assert pixel_gan.probabilities["p_real"] == pytest.approx(before, abs=1e-4)
 
@@ -170,7 +171,9 @@ def test_batch_norm_statistics_are_averages(pixel_gan):
         if isinstance(layer, keras.layers.BatchNormalization)
     )
     inputs = keras.Model(pixel_gan.generator.inputs[0], first.input)
-    means = [np.asarray(inputs(batch)).mean((0, 1, 2)) for batch in batches]
+    means = [
+        keras.ops.convert_to_numpy(inputs(batch)).mean((0, 1, 2)) for batch in batches
+    ]
     np.testing.assert_allclose(
         first.moving_mean, np.mean(means, 0), rtol=1e-3, atol=1e-5
     )
@@ -266,9 +269,8 @@ def test_second_run_goes_on(command):
     command(*SMALL)
     code, out, _ = command(*SMALL, "--train-steps", 2)
     assert code == 0
-    assert "Going on from weights/pre_training_checkpoints/step-00000002" in out
     assert "Going on from weights/training_checkpoints/step-00000001" in out
-    assert "train_steps, 1 -> 2" in out
+    assert "train-steps, 1 -> 2" in out
 
 
 def test_phases_can_run_alone(command, tmp_path):

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 
+import checkpoints
+import command_line
 import pictures
 import upscale
 from data_loader import SCALE, to_uint8
 from networks import build_generator
+from quiet import keras
 from tiling import enlarge
 
 ORIENTATION = 0x0112
@@ -45,7 +48,7 @@ def repeater(layers):
 def command(repeater, monkeypatch):
     """Runs the command with a generator that repeats pixels."""
     loaded = (repeater, "somewhere")
-    monkeypatch.setattr(upscale, "load_generator", lambda weights, precision: loaded)
+    monkeypatch.setattr(checkpoints, "load_generator", lambda *_: loaded)
 
     def run(*arguments):
         try:
@@ -272,7 +275,7 @@ def test_real_network_through_the_command(tmp_path, monkeypatch, colours):
     """The command writes what tiling and rounding give."""
     generator = build_generator(num_residual_blocks=1, num_filters=8)
     loaded = (generator, "somewhere")
-    monkeypatch.setattr(upscale, "load_generator", lambda weights, precision: loaded)
+    monkeypatch.setattr(checkpoints, "load_generator", lambda *_: loaded)
     Image.fromarray(colours).save(tmp_path / "photo.png")
     assert upscale.main([str(tmp_path / "photo.png"), "--tile", "3"]) == 0
     expected = to_uint8(enlarge(generator, colours))
@@ -504,7 +507,7 @@ class Terminal(io.StringIO):
 
 def test_progress_on_a_terminal_and_elsewhere():
     for stream, is_drawn in ((Terminal(), True), (io.StringIO(), False)):
-        progress = upscale.Progress(2, stream)
+        progress = command_line.Progress(2, stream)
         progress.start_image("a.png")
         progress(50, 100)
         progress.print_line("a.png done")
@@ -551,28 +554,28 @@ def test_weights_that_are_used_by_default(tmp_path, monkeypatch):
     """Trained, else pre-trained, else shipped; without any, what to do is said."""
     monkeypatch.chdir(tmp_path)
     shipped = tmp_path / "elsewhere"
-    monkeypatch.setattr(upscale, "SHIPPED_FOLDER", shipped)
+    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", shipped)
     with pytest.raises(FileNotFoundError, match=r"Train with: python srgan\.py"):
-        upscale.default_weights()
+        checkpoints.default_weights()
     shipped.mkdir()
     (shipped / "leaves.weights.h5").touch()
     for name in ("training_checkpoints", "pre_training_checkpoints"):
         (tmp_path / "weights" / name).mkdir(parents=True)  # empty: nothing to use
-    assert upscale.default_weights() == shipped / "leaves.weights.h5"
+    assert checkpoints.default_weights() == shipped / "leaves.weights.h5"
     (tmp_path / "weights/pre_training_checkpoints/step-00000100").mkdir()
-    assert upscale.default_weights().name == "pre_training_checkpoints"
+    assert checkpoints.default_weights().name == "pre_training_checkpoints"
     (tmp_path / "weights/training_checkpoints/.index").touch()  # by the source
-    assert upscale.default_weights().name == "training_checkpoints"
+    assert checkpoints.default_weights().name == "training_checkpoints"
 
 
 def test_loads_weights_with_a_precision(tmp_path):
     build_generator().save_weights(tmp_path / "g.weights.h5")
-    generator, path = upscale.load_generator(
+    generator, path = checkpoints.load_generator(
         tmp_path / "g.weights.h5", "mixed_bfloat16"
     )
     assert path == tmp_path / "g.weights.h5"
     assert generator.layers[1].compute_dtype == "bfloat16"
-    assert upscale.keras.config.dtype_policy().name == "float32"
+    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_photographs(command, tmp_path, photographs):

@@ -1,0 +1,205 @@
+"""Several workers train what one trains, and only the chief writes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import distribution
+from quiet import keras
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 300  # seconds; starting TensorFlow three times takes most of them
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="workers need TensorFlow"
+)
+
+STEPS = """
+import json, sys
+from distribution import join_workers
+workers = join_workers()
+import numpy as np
+from quiet import keras
+dtype, path = sys.argv[1:]
+keras.config.set_floatx(dtype)
+keras.config.set_dtype_policy(dtype)
+keras.utils.set_random_seed(0)
+from srgan import SRGAN
+with workers.scope():
+    gan = SRGAN(vgg_weights=None, num_residual_blocks=1, num_filters=4)
+random = np.random.default_rng(5)
+for model in (gan.generator, gan.discriminator, gan.vgg):
+    for variable in model.variables:
+        z = 0.1 * random.standard_normal(variable.shape)
+        z = abs(z) if "variance" in variable.name else z
+        variable.assign(np.asarray(variable) + z)
+size = 4 // workers.count
+part = slice(workers.index * size, (workers.index + 1) * size)
+
+def draw_batch():
+    lr, hr = random.uniform(-1, 1, (4, 6, 5, 3)), random.uniform(-1, 1, (4, 24, 20, 3))
+    return lr[part].astype(dtype), hr[part].astype(dtype)
+
+losses = []
+for step in range(3):
+    losses += gan.pre_train_on_batch(*draw_batch()).values()
+for step in range(3):
+    losses += gan.train_discriminator_on_batch(*draw_batch()).values()
+    losses += gan.probabilities.values()
+    losses += gan.train_generator_on_batch(*draw_batch()).values()
+np.savez(path, losses, *gan.generator.get_weights(), *gan.discriminator.get_weights())
+"""
+
+COMMAND = """
+import functools, sys
+import networks, srgan
+srgan.SRGAN = functools.partial(srgan.SRGAN, num_residual_blocks=1, num_filters=4)
+networks.DISCRIMINATOR_BLOCKS = ((1, 2),) * 4
+sys.exit(srgan.main(sys.argv[1:]))
+"""
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start_workers(program, arguments_of, folder, count):
+    """Starts `count` workers of one training, or one process without TF_CONFIG."""
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    processes = []
+    for index in range(count):
+        task = {"type": "worker", "index": index}
+        config = json.dumps({"cluster": {"worker": hosts}, "task": task})
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment |= {"TF_CONFIG": config} if count > 1 else {}
+        arguments = [str(argument) for argument in arguments_of(index)]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program, *arguments],
+                cwd=folder,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    return processes
+
+
+def finish(processes):
+    """Waits for processes; returns (exit code, stdout, stderr) of each."""
+    try:
+        results = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    codes = [process.returncode for process in processes]
+    return [(code, *texts) for code, texts in zip(codes, results, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_two_workers_equal_one(tmp_path, dtype, tolerance):
+    """Losses averaged wrongly, gradients summed, or batch norm of half a batch."""
+
+    def path(count, index):
+        return tmp_path / f"{count}-{index}.npz"
+
+    for count in (1, 2):
+        processes = start_workers(
+            STEPS, lambda i, n=count: (dtype, path(n, i)), tmp_path, count
+        )
+        for code, _, err in finish(processes):
+            assert code == 0, err[-2000:]
+    one = np.load(path(1, 0))
+    for index in (0, 1):
+        two = np.load(path(2, index))
+        for name in one:
+            np.testing.assert_allclose(
+                two[name], one[name], rtol=tolerance, atol=tolerance
+            )
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_two_workers(tmp_path, image_folder):
+    """Only the chief writes and speaks; the run equals that of one worker, and
+    goes on by the same commands."""
+    arguments = [
+        *("--dataset", image_folder, "--crop-size", 16, "--batch-size", 2),
+        *("--content-loss", "mse", "--pretrain-steps", 3, "--bn-batches", 2),
+    ]
+
+    def run(folder, count, train_steps):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        processes = start_workers(
+            COMMAND,
+            lambda _: (*arguments, "--train-steps", train_steps),
+            tmp_path / folder,
+            count,
+        )
+        results = finish(processes)
+        assert [code for code, _, _ in results] == [0] * count, results
+        log = tmp_path / folder / "weights" / "training_checkpoints" / "log.jsonl"
+        return results, [json.loads(line) for line in log.read_text().splitlines()]
+
+    run("two", 2, 1)
+    results, two = run("two", 2, 2)
+    assert "Going on from" in results[0][1]
+    assert results[1][1] == ""
+    run("one", 1, 1)
+    _, one = run("one", 1, 2)
+    assert [record["step"] for record in two] == [record["step"] for record in one]
+    for ours, theirs in zip(two, one, strict=True):
+        numbers = [name for name in theirs if isinstance(theirs[name], float)]
+        for name in numbers:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_lost_worker_ends_the_others(tmp_path, image_folder):
+    """The rest would wait for ever for the gradients of a dead worker."""
+    arguments = [
+        *("--dataset", image_folder, "--crop-size", 16, "--batch-size", 2),
+        *("--content-loss", "mse", "--pretrain-steps", 100_000),
+        *("--pretrain-interval", 20, "--phase", "pretrain"),
+    ]
+    processes = start_workers(COMMAND, lambda _: arguments, tmp_path, 2)
+    checkpoints = tmp_path / "weights" / "pre_training_checkpoints"
+    for line in processes[0].stdout:
+        if line.startswith("pre-training 20/"):
+            break
+    processes[1].kill()
+    (code, _, err), _ = finish(processes)
+    assert code == 1
+    assert "Another worker failed" in err
+    assert "Traceback" not in err
+    assert list(checkpoints.glob("step-*"))
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"cluster": {"worker": ["a:1"]}}'])
+def test_senseless_configurations_are_named(monkeypatch, text):
+    """TensorFlow waits for ever for workers that do not exist."""
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ValueError, match="TF_CONFIG is not understood"):
+        distribution.join_workers()
+
+
+def test_one_process_needs_no_configuration(monkeypatch):
+    """Nothing of this must be in the way of the usual case."""
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    workers = distribution.join_workers()
+    assert (workers.is_chief, workers.count) == (True, 1)
+    with workers.scope():
+        assert not distribution.is_active()
+    workers.wait()
