@@ -112,7 +112,7 @@ PRESETS["demo"] = PRESETS["source"] | {
     "train_interval": 10,
     "learning_rate": 3e-4,
 }
-# How the shipped weights were made; see weights/pretrained/README.md.
+# For weights without VGG19; long runs deserve more steps.
 PRESETS["pretrained"] = PRESETS["paper"] | {
     "augment": "dihedral",
     "pretrain_steps": 12_000,
@@ -785,6 +785,10 @@ def _train(args, workers):
 def _prepare_backend(args):
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
+    if keras.backend.backend() == "torch" and args.deterministic:
+        import torch  # its own setting
+
+        torch.use_deterministic_algorithms(True)
     if keras.backend.backend() != "tensorflow":
         return
     import tensorflow as tf  # its own settings

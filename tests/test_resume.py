@@ -34,6 +34,8 @@ DRIVER = """
 import functools, os, resource, signal, sys, time
 import checkpoints, figures, networks, srgan, training_run
 
+# A shell that starts pytest with & lets its children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 networks.DISCRIMINATOR_BLOCKS = ((1, 2),) * 4
 srgan.SRGAN = functools.partial(srgan.SRGAN, num_residual_blocks=1, num_filters=4)
 for name in ("save_training_curves", "save_grid", "save_image", "save_model_diagram"):

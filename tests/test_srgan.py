@@ -249,9 +249,12 @@ def test_each_preset_runs_offline(command, preset, tmp_path):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_precisions_train_and_save_float32(command, precision, tmp_path):
     """Sixteen-bit checkpoints could not be loaded by anyone else."""
-    code, _, err = command(*SMALL, "--precision", precision)
+    options = ("--phase", "train")
+    code, _, err = command(*SMALL, *options, "--precision", precision)
     assert (code, err) == (0, "")
-    assert command(*SMALL, "--train-steps", 2)[0] == 0  # goes on in float32
+    code, out, _ = command(*SMALL, *options, "--train-steps", 2)
+    assert code == 0
+    assert f"precision, {precision} -> float32" in out
 
 
 def test_demo_runs_without_any_argument_but_steps(command, tmp_path):
