@@ -1,6 +1,6 @@
 """Training state that survives, and generator weights of every kind.
 
-    python -c "import checkpoints; print(checkpoints.newest_step('weights'))"
+    python -c "import checkpoints; print(checkpoints.default_weights())"
 
 A checkpoint is a folder, `step-00000500/`, written under another name, flushed
 to disk and renamed, so that a folder of that name is whole. Its `state.json`
@@ -69,7 +69,7 @@ class CheckpointFolder:
             step: int >= 0, the last finished step.
             models: dict of name to `keras.Model`, saved with their weights.
             optimizers: dict of name to built `keras.optimizers.Optimizer`.
-            facts: dict of JSON values, returned by `restore`.
+            facts: dict of JSON values, returned by `newest`.
 
         Returns:
             The checkpoint's folder, a `Path`.
@@ -374,7 +374,8 @@ def load_generator_weights(generator, path):
     """
     path = Path(path)
     prefix = find_tensorflow_checkpoint(path)
-    if prefix is not None:
+    # The source's folders have the names of ours: where both are, ours is newer.
+    if prefix is not None and newest_step(path) is None:
         _load_tensorflow_checkpoint(generator, prefix)
         return path
     file = _find_weights_file(path)
@@ -412,6 +413,25 @@ def load_weights(model, path):
             f"{path} does not hold weights of this {model.name}: {reason}. Expected "
             "a whole file of the same network."
         ) from error
+
+
+def check_vgg_weights(path):
+    """Refuses a file of VGG19 weights before Keras reads it.
+
+    Args:
+        path: HDF5 file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no HDF5 file, or declares too much.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file of VGG19 weights at {path}.")
+    try:
+        check_declared_size(path)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:REASON_LENGTH]
+        raise ValueError(f"{path} does not hold VGG19 weights: {reason}.") from error
 
 
 def check_declared_size(path):
@@ -473,7 +493,8 @@ def _find_weights_file(path):
         if (path / GENERATOR_FILE).is_file():
             return path / GENERATOR_FILE
         raise FileNotFoundError(
-            f"No weights in the folder {path}: expected step-* checkpoints, "
+            f"No weights in the folder {path}: expected step-* checkpoints (as in "
+            "its training_checkpoints, if it is a --weights-dir), "
             f"{GENERATOR_FILE} or a TensorFlow checkpoint."
         )
     if not path.exists():
@@ -694,6 +715,8 @@ def _exclusive(folder):
 
 def _process_start(process):
     """Returns something that tells a process from later ones of its number."""
+    if os.name == "nt":
+        return "running"  # there, `os.kill` would end the process
     try:
         os.kill(process, 0)
     except PermissionError:

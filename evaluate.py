@@ -13,7 +13,6 @@ by ITU-R BT.601, as Pillow's "L".
 import csv
 import json
 import math
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -41,14 +40,18 @@ from data_loader import (
     to_uint8,
 )
 from quiet import keras
-from srgan import ADVERSARIAL_WEIGHT, CONTENT_LOSSES, FEATURE_WEIGHT
+from srgan import (
+    ADVERSARIAL_WEIGHT,
+    CONTENT_LOSSES,
+    FEATURE_WEIGHT,
+    VGG_MAX_PIXELS,
+)
 from tiling import enlarge
 from training_run import enlarge_bicubic
 
 DISCRIMINATOR_FILE = "discriminator.weights.h5"  # beside a checkpoint's generator
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # Pillow's
 GRID_COLUMNS = 6  # images on the grid; each has a sheet of its own
-VGG_MAX_PIXELS = 2**21  # of an original; VGG19 needs some 1 KiB of memory for each
 PROTOCOL = (
     "x4, 8-bit images, 4 px cut from each border. PSNR in dB.",
     "Y: luminance of ITU-R BT.601, as MATLAB's rgb2ycbcr.",
@@ -263,11 +266,11 @@ def load_vgg(path=None, note=print):
         FileNotFoundError: if there is no file at `path`.
         ValueError: if the file at `path` holds something else.
     """
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    file = Path(path or home / "models" / networks.VGG_WEIGHTS_FILE)
+    file = Path(path or networks.cached_vgg_weights())
     layer_name, _, imagenet_preprocessing = CONTENT_LOSSES["source"]
     if file.is_file():
         try:
+            checkpoints.check_vgg_weights(file)
             return networks.build_feature_extractor(
                 layer_name, str(file), imagenet_preprocessing
             )
@@ -329,7 +332,7 @@ def enlarge_and_score(models, test_pair, vgg=None, tile=None, progress=None):
         test_pair: `TestPair`.
         vgg: `keras.Model` of VGG19 features, or `None`.
         tile: int >= 1, LR px, or `None`; as for `tiling.enlarge`.
-        progress: `upscale.Progress`, told of each model's work, or `None`.
+        progress: `command_line.Progress`, told of each model's work, or `None`.
 
     Returns:
         `(pictures, scores)`: dicts of label to uint8 image like `test_pair.hr`, and

@@ -7,7 +7,9 @@ convolution" without making the enlarged tensor (`UpsampleConv2D`), with the
 same weights and, in exact arithmetic, the same results.
 """
 
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 
@@ -289,6 +291,12 @@ def build_feature_extractor(
     extractor = keras.Model(images, features, name=f"vgg19_{layer_name}")
     extractor.trainable = False
     return extractor
+
+
+def cached_vgg_weights():
+    """Returns the path at which Keras keeps VGG19's weights once downloaded."""
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    return Path(home) / "models" / VGG_WEIGHTS_FILE
 
 
 def receptive_field_radius(generator):

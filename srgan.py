@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 import checkpoints
 import command_line
@@ -24,7 +25,17 @@ import figures
 import metrics
 import networks
 import sample_data
-from data_loader import AUGMENTATIONS, DataLoader, NoImageLeftError, to_uint8
+from data_loader import (
+    AUGMENTATIONS,
+    SCALE,
+    SOURCE_BLUR,
+    SOURCE_CROP,
+    TEST_FOLDER,
+    DataLoader,
+    NoImageLeftError,
+    scan_folder,
+    to_uint8,
+)
 from quiet import keras
 from tiling import enlarge
 from training_run import (
@@ -51,8 +62,14 @@ TRAIN_STEPS, TRAIN_INTERVAL = 100_000, 50  # source
 FIRST_ADVERSARIAL_BATCH = 10**9
 FIRST_STATISTICS_BATCH = 2 * 10**9  # batches for batch-norm statistics
 FIRST_SAMPLE_BATCH = 3 * 10**9  # crops to look at
+VGG_MAX_PIXELS = 2**21  # of a test image; VGG19 needs some 1 KiB of memory for each
 MAX_REASON = 300  # characters of TensorFlow's errors that are shown
 PRE_TRAINING, TRAINING = "pre_training", "training"
+DEMO_NOTE = (
+    "The generator is trained alone for a while, then against a discriminator: a few "
+    "minutes, too few for good pictures. For the real thing, with your own images, "
+    "run: python srgan.py --dataset PATH --restart"
+)
 SAMPLE_DATASET, SAMPLE_TEST_IMAGES = "datasets/sample", "datasets/sample_test"
 
 
@@ -74,10 +91,10 @@ CONTENT_LOSSES = {
 
 PRESETS = {
     "source": {
-        "crop_size": 256,
+        "crop_size": SOURCE_CROP,
         "batch_size": BATCH_SIZE,
         "crops_per_image": 0,
-        "blur": 1.5,
+        "blur": SOURCE_BLUR,
         "augment": "flip",
         "pretrain_steps": PRETRAIN_STEPS,
         "train_steps": TRAIN_STEPS,
@@ -111,6 +128,7 @@ PRESETS["demo"] = PRESETS["source"] | {
     "pretrain_interval": 50,
     "train_interval": 10,
     "learning_rate": 3e-4,
+    "bn_batches": 10,  # moving averages are far off after so few steps
 }
 # For weights without VGG19; long runs deserve more steps.
 PRESETS["pretrained"] = PRESETS["paper"] | {
@@ -193,9 +211,7 @@ class SRGAN:
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
         model, loss = self._model_class(lr, sr, name="pretrainer"), "mse"
         if self._pretrain_features is not None:
-            smooth = keras.layers.Activation(
-                "linear", activity_regularizer=_total_variation
-            )
+            smooth = TotalVariation(dtype=keras.config.floatx())
             features = self._pretrain_features(smooth(sr))
             model = self._model_class(lr, features, name="pretrainer")
             loss = _feature_loss
@@ -454,7 +470,7 @@ class SRGAN:
         for name, lr, hr in test_images:
             sr = enlarge(generator, lr)
             scores = {"mse": float(np.mean(np.square(sr - hr)))}
-            if self.vgg is not None:
+            if self.vgg is not None and hr[..., 0].size <= VGG_MAX_PIXELS:
                 scores["perceptual"] = self._perceptual_loss(sr[None], hr[None])
             sr = to_uint8(sr)
             scores |= metrics.measure(sr, to_uint8(hr))
@@ -562,12 +578,19 @@ def _feature_loss(features, generated_features):
     return FEATURE_WEIGHT * error
 
 
-def _total_variation(images):
-    """Total variation, weighted: sum of absolute differences, mean over images."""
-    rows = keras.ops.sum(keras.ops.abs(images[:, 1:] - images[:, :-1]))
-    columns = keras.ops.sum(keras.ops.abs(images[:, :, 1:] - images[:, :, :-1]))
-    num_images = keras.ops.cast(keras.ops.shape(images)[0], images.dtype)
-    return TOTAL_VARIATION_WEIGHT * (rows + columns) / num_images
+@keras.saving.register_keras_serializable(package="srgan")
+class TotalVariation(keras.layers.Layer):
+    """Passes images on and adds their total variation to the loss (paper: Sec. 3.4).
+
+    The weighted sum of absolute differences between neighbours, mean over images.
+    """
+
+    def call(self, images):
+        rows = keras.ops.sum(keras.ops.abs(images[:, 1:] - images[:, :-1]))
+        columns = keras.ops.sum(keras.ops.abs(images[:, :, 1:] - images[:, :, :-1]))
+        num_images = keras.ops.cast(keras.ops.shape(images)[0], images.dtype)
+        self.add_loss(TOTAL_VARIATION_WEIGHT * (rows + columns) / num_images)
+        return images
 
 
 def _probability(labels, verdicts):
@@ -665,6 +688,8 @@ def _fill_in(args):
             "No --dataset, and datasets/test2017 is not there: training on generated "
             f"sample images, preset {args.preset}."
         )
+        if args.preset == "demo":
+            args.notes.append(DEMO_NOTE)
     args.preset = args.preset or "source"
     args.content_loss_given = args.content_loss is not None
     for name, value in PRESETS[args.preset].items():
@@ -732,8 +757,10 @@ def _train(args, workers):
         crops_per_image=args.crops_per_image or None,
         seed=args.seed,
         augment=args.augment,
-        test_folder=args.test_images or "datasets/img_test",
+        test_folder=args.test_images or TEST_FOLDER,
     )
+    if args.test_images:
+        _check_test_images(args.test_images)
     with loader:
         print(loader.summary())
         loader.shard = (workers.index, workers.count)
@@ -749,13 +776,15 @@ def _train(args, workers):
         # Weights and two Adam moments of both networks, 4 bytes each.
         num_weights = gan.generator.count_params() + gan.discriminator.count_params()
         run.check_space(num_bytes=3 * 4 * num_weights)
-        if workers.is_chief:
-            run.test_images = loader.load_spec_data(run.images_dir / "_src")
         phases = {"both": (PRE_TRAINING, TRAINING), "pretrain": (PRE_TRAINING,)}.get(
             args.phase, (TRAINING,)
         )
         _start_weights(args, gan, run, phases)
+        for phase in phases:
+            run.phase(phase, {}, {}).check_options()
         if workers.is_chief:
+            run.test_images = loader.load_spec_data(run.images_dir / "_src")
+            print(f"Test images: {loader.test_images_origin}.")
             _draw_models(gan, run)
         workers.wait()
         with run.signals():
@@ -782,6 +811,14 @@ def _train(args, workers):
     return 0
 
 
+def _check_test_images(folder):
+    if not Path(folder).is_dir() or not scan_folder(folder, SCALE).files:
+        raise FileNotFoundError(
+            f"Expected a folder of test images, found none at {folder}. Pass another "
+            "--test-images, or none."
+        )
+
+
 def _prepare_backend(args):
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
@@ -804,16 +841,17 @@ def _build(args):
     names = ("content_loss", "vgg_weights", "learning_rate", "pretrain_loss")
     options = {name: getattr(args, name) for name in names}
     options["vgg_weights"] = args.vgg_weights or "imagenet"
-    if args.preset == "demo" and not args.content_loss_given:
-        home = os.environ.get("KERAS_HOME", Path.home() / ".keras")
-        cache = Path(home) / "models" / networks.VGG_WEIGHTS_FILE
-        if args.vgg_weights is None and not cache.is_file():
-            args.content_loss = options["content_loss"] = "mse"
-            print(
-                "The weights of VGG19 are not in Keras's cache, so the demo compares "
-                "pixels (--content-loss mse)."
-            )
+    is_free = args.preset == "demo" and not args.content_loss_given
+    has_vgg = args.vgg_weights is not None or networks.cached_vgg_weights().is_file()
+    if is_free and not has_vgg:
+        args.content_loss = options["content_loss"] = "mse"
+        print(
+            "The weights of VGG19 are not in Keras's cache, so the demo compares "
+            "pixels (--content-loss mse)."
+        )
     try:
+        if args.vgg_weights is not None:
+            checkpoints.check_vgg_weights(args.vgg_weights)
         gan = SRGAN(**options)
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -839,8 +877,11 @@ def _start_weights(args, gan, run, phases):
     if args.initial_weights is not None:
         file = checkpoints.load_generator_weights(gan.generator, args.initial_weights)
     if args.restart and run.is_chief:
-        run.set_aside(phases)
-    folders = [run.checkpoint_folder(phase) for phase in (PRE_TRAINING, TRAINING)]
+        # What follows pre-training came from it, and would be taken up again.
+        run.set_aside((PRE_TRAINING, TRAINING) if PRE_TRAINING in phases else phases)
+    # Adversarial training starts from pre-training where it has nothing of its own.
+    sources = phases if args.phase == "pretrain" else (PRE_TRAINING, TRAINING)
+    folders = [run.checkpoint_folder(phase) for phase in sources]
     resumes = any(checkpoints.newest_step(folder) is not None for folder in folders)
     if args.initial_weights is not None:
         print(
@@ -880,7 +921,11 @@ def _conclude(args, gan, run):
     run.save_final_images(results)
     rows = {"this model": [result.scores for result in results]}
     lrs_hrs = [(to_uint8(image.lr), to_uint8(image.hr)) for image in run.test_images]
-    rows["bicubic"] = [metrics.measure(enlarge_bicubic(lr), hr) for lr, hr in lrs_hrs]
+    for name in ("bicubic", "nearest"):
+        method = Image.Resampling[name.upper()]
+        rows[name] = [
+            metrics.measure(enlarge_bicubic(lr, method), hr) for lr, hr in lrs_hrs
+        ]
     print(f"\nMean of {len(results)} test images, x4, 8 bits, 4 px border cut:")
     print(f"{'':12}{'PSNR Y':>9}{'SSIM Y':>9}{'PSNR RGB':>10}{'SSIM RGB':>10}")
     for name, scores in rows.items():
@@ -901,7 +946,9 @@ def _conclude(args, gan, run):
         f"            python upscale.py photo.jpg --weights {weights}"
     )
     if args.is_sample:
-        print("            python srgan.py --dataset PATH_TO_YOUR_IMAGES")
+        print("            python srgan.py --dataset PATH_TO_YOUR_IMAGES --restart")
+    if args.preset == "demo":
+        print("\nA demo is too short to beat bicubic; it shows that everything works.")
 
 
 if __name__ == "__main__":

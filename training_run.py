@@ -42,8 +42,6 @@ LOG_FILE = "log.jsonl"
 CHECKPOINT_FOLDER = "{phase}_checkpoints"
 # Facts that a resumed run may not change; see README, "Resuming".
 FIXED_OPTIONS = (
-    "num_residual_blocks",
-    "num_filters",
     "content_loss",
     "pretrain_loss",
     "seed",
@@ -323,6 +321,16 @@ class Phase:
             self._write_log()
         return self.step
 
+    def check_options(self):
+        """Compares the options of the newest checkpoint, before anything is written.
+
+        Raises:
+            ValueError: if it was made with other fixed options.
+        """
+        path, state = self.store.newest(lambda _: None)
+        if path is not None and isinstance(state["facts"].get("options"), dict):
+            self._compare_options(state["facts"]["options"], path)
+
     def _restore(self, path, state):
         try:
             facts = state["facts"]
@@ -408,10 +416,9 @@ class Phase:
     def _save_and_describe(self):
         if self.save():
             return f"Step {self.step} of {self._bar.label} is saved."
-        last = checkpoints.newest_step(self.store.folder) or 0
-        return (
-            f"Step {self.step} of {self._bar.label} is not saved, but step {last} is."
-        )
+        last = checkpoints.newest_step(self.store.folder)
+        saved = "nothing" if last is None else f"step {last}"
+        return f"Step {self.step} of {self._bar.label} is not saved; {saved} is."
 
     def record(self, step, losses):
         """Takes in the losses of one finished step.
@@ -593,10 +600,14 @@ def mean_scores(results):
         for name in results[0].scores
         if all(name in result.scores for result in results)
     ]
-    means = {
-        name: float(np.mean([result.scores[name] for result in results]))
-        for name in names
-    }
+    means = {}
+    for name in names:
+        # SSIM and PSNR of tiny images are not numbers.
+        known = [result.scores[name] for result in results]
+        known = [value for value in known if math.isfinite(value)]
+        if known:
+            means[name] = float(np.mean(known))
+    names = list(means)
     return {("mse_test" if name == "mse" else name): means[name] for name in names}
 
 

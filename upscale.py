@@ -14,6 +14,7 @@ reads 16-bit colour as 8-bit: it is enlarged as such, and said so.
 """
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -258,13 +259,13 @@ def parse_args(argv=None):
 
 
 def check_output(folder):
-    """Refuses a folder for results that is, or lies in, a file.
+    """Refuses a folder for results that cannot be written to; makes it otherwise.
 
     Args:
         folder: `Path`, or `None`.
 
     Raises:
-        NotADirectoryError: if it is so.
+        OSError: if it is, or lies in, a file, or is not writable.
     """
     for path in (folder, *folder.parents) if folder else ():
         if path.exists() and not path.is_dir():
@@ -272,6 +273,15 @@ def check_output(folder):
                 f"Expected a folder for the results, but {path} is a file. Pass "
                 "another --output."
             )
+    if folder:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise OSError(
+                f"Expected a folder for the results, but {folder} cannot be written "
+                f"to ({error.strerror}). Pass another --output."
+            ) from error
 
 
 def main(argv=None):

@@ -122,11 +122,28 @@ def test_feature_pre_training_trains():
     assert moved(before, gan.generator) == ALL_NAMES
 
 
-def test_total_variation_is_the_sum_of_differences():
-    """Hand-worked: one bright pixel of 1 in a corner differs from two others."""
-    images = np.zeros((2, 3, 3, 1), "float32")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_total_variation_is_the_sum_of_differences(dtype):
+    """Hand-worked: one bright pixel of 1 in a corner differs from two others; sums
+    of 16-bit images overflow, and the weight is 0 in them."""
+    images = np.zeros((2, 3, 3, 1), dtype)
     images[0, 0, 0, 0] = 1.0
-    assert float(srgan._total_variation(images)) == pytest.approx(2e-8 * 2 / 2)
+    layer = srgan.TotalVariation(dtype="float32")
+    layer(images)
+    assert float(layer.losses[0]) == pytest.approx(2e-8 * 2 / 2)
+
+
+def test_total_variation_is_part_of_the_loss():
+    """Keras 3.15 divides activity regularizers by the batch size once more."""
+    gan = SRGAN(content_loss="mse", pretrain_loss="vgg22", vgg_weights=None, **TINY)
+    lr, _ = draw_batch()
+    sr = np.asarray(gan.generator(lr, training=True))
+    features = gan._pretrain_features(sr)
+    loss = gan.pre_train_on_batch(lr, sr)["vgg22"]
+    assert np.isfinite(np.asarray(features)).all()
+    rows, columns = np.abs(np.diff(sr, axis=1)), np.abs(np.diff(sr, axis=2))
+    expected = 2e-8 * (rows.sum() + columns.sum()) / len(sr)
+    assert loss == pytest.approx(expected, rel=1e-2)
 
 
 def test_thirty_steps_on_one_batch_lower_the_losses(gan):
@@ -243,6 +260,7 @@ def test_each_preset_runs_offline(command, preset, tmp_path):
     assert (code, err) == (0, "")
     assert "PSNR Y" in out
     assert "bicubic" in out
+    assert "nearest" in out
     assert (tmp_path / "images" / "_res" / "2.png").is_file()
 
 
@@ -297,9 +315,12 @@ def test_restart_keeps_the_old_state(command, tmp_path):
     assert len(old) == 1
 
 
-def test_fixed_options_may_not_change(command):
+def test_fixed_options_may_not_change(command, tmp_path):
     """Mixing two recipes in one run gives a model that nobody can describe."""
     command(*SMALL, "--phase", "pretrain")
+    before = (tmp_path / "images" / "_src" / "0.png").read_bytes()
+    assert command(*SMALL, "--blur", 9)[0] == 2
+    assert (tmp_path / "images" / "_src" / "0.png").read_bytes() == before
     code, _, err = command(*SMALL, "--crop-size", 20)
     assert code == 2
     assert "crop-size = 16, and this run has crop-size = 20" in err
@@ -333,6 +354,8 @@ def fails_with(command, *arguments):
         (("--weights-dir", "photos/0.png"), "photos/0.png"),
         (("--images-dir", "photos/0.png"), "--images-dir"),
         (("--frobnicate",), "--help"),
+        (("--test-images", "nowhere"), "--test-images"),
+        (("--content-loss", "vgg54", "--vgg-weights", "nowhere"), "Three ways on"),
     ],
 )
 def test_mistakes_get_one_line(command, arguments, message):
