@@ -10,7 +10,6 @@ Ladjal, "Synthetic images as a regularity prior for image restoration neural
 networks", SSVM 2021. Here lines, words, shading and skies are added to the leaves.
 """
 
-import argparse
 import functools
 import math
 import multiprocessing
@@ -27,6 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, PngImagePlugin
+
+import command_line
 
 DEFAULT_COUNT = 2000  # pictures
 DEFAULT_SIZE = 384  # px, so that crops of 256 px, the source's, are seldom the same
@@ -546,16 +547,22 @@ def parse_args(argv=None):
     Returns:
         `argparse.Namespace`.
     """
-    parser = argparse.ArgumentParser(
+    parser = command_line.ArgumentParser(
+        prog="sample_data.py",
+        usage="python sample_data.py [flags]",
         description="Draws training images that nobody owns: dead leaves.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--count", type=int, default=DEFAULT_COUNT, help="number of pictures")
-    add("--size", type=int, default=DEFAULT_SIZE, help="side of each, in px")
-    add("--seed", type=int, default=0, help="another number gives other pictures")
-    add("--output", type=Path, default=Path("datasets/leaves"), help="folder")
-    add("--workers", type=int, help="number of processes; None is one for each core")
+    add("--count", type=int, default=DEFAULT_COUNT, metavar="N",
+        help=f"number of pictures [{DEFAULT_COUNT}]")  # fmt: skip
+    add("--size", type=int, default=DEFAULT_SIZE, metavar="N",
+        help=f"side of each, px [{DEFAULT_SIZE}]")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N",
+        help="another number gives other pictures [0]")  # fmt: skip
+    add("--output", type=Path, default=Path("datasets/leaves"), metavar="FOLDER",
+        help="where they go [datasets/leaves]")  # fmt: skip
+    add("--workers", type=int, metavar="N",
+        help="number of processes [one for each core]")  # fmt: skip
     return parser.parse_args(argv)
 
 
