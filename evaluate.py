@@ -41,13 +41,13 @@ from data_loader import (
 )
 from quiet import keras
 from srgan import (
-    ADVERSARIAL_WEIGHT,
     CONTENT_LOSSES,
     FEATURE_WEIGHT,
     VGG_MAX_PIXELS,
+    perceptual_loss,
 )
 from tiling import enlarge
-from training_run import enlarge_bicubic
+from training_run import enlarge_by_filter
 
 DISCRIMINATOR_FILE = "discriminator.weights.h5"  # beside a checkpoint's generator
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # Pillow's
@@ -314,9 +314,8 @@ def score(sr, hr, vgg=None, discriminator=None):
     content = FEATURE_WEIGHT * np.mean(np.square(np.subtract(*features)))
     scores["content"] = float(content)
     if discriminator is not None:
-        verdicts = np.asarray(discriminator.predict_on_batch(sr[None]))
-        adversarial = -np.mean(np.log(np.maximum(verdicts, keras.config.epsilon())))
-        scores["perceptual"] = float(content + ADVERSARIAL_WEIGHT * adversarial)
+        verdicts = discriminator.predict_on_batch(sr[None])
+        scores["perceptual"] = perceptual_loss(content, verdicts)
     return scores
 
 
@@ -348,7 +347,7 @@ def enlarge_and_score(models, test_pair, vgg=None, tile=None, progress=None):
         scores[label] = score(sr, hr, vgg, model.discriminator)
         pictures[label] = _convert(to_uint8(sr), _mode(hr))
     for label, method in FILTERS.items():
-        pictures[label] = enlarge_bicubic(lr, method)
+        pictures[label] = enlarge_by_filter(lr, method)
         scores[label] = score(to_float(_convert(pictures[label], "RGB")), hr, vgg)
     return pictures, scores
 

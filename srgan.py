@@ -43,7 +43,7 @@ from training_run import (
     TrainingInterruptedError,
     TrainingRun,
     TrainingStoppedError,
-    enlarge_bicubic,
+    enlarge_by_filter,
     mean_scores,
 )
 
@@ -479,10 +479,8 @@ class SRGAN:
 
     def _perceptual_loss(self, sr, hr):
         features = [self._infer(self.vgg, images) for images in (sr, hr)]
-        content = np.mean(np.square(np.subtract(*map(np.asarray, features))))
-        verdicts = np.asarray(self._infer(self.discriminator, sr))
-        adversarial = -np.mean(np.log(np.maximum(verdicts, keras.config.epsilon())))
-        return float(self.content.weight * content + ADVERSARIAL_WEIGHT * adversarial)
+        content = self.content.weight * np.mean(np.square(np.subtract(*features)))
+        return perceptual_loss(content, self._infer(self.discriminator, sr))
 
     def sample_images(self, loader, step, images_dir="images"):
         """Saves a 2x2 grid, generated and original, of two random crops (source).
@@ -502,6 +500,20 @@ class SRGAN:
         name = Path(loader.folder).resolve().name
         path = Path(images_dir) / name / f"{step}.png"
         figures.save_grid(columns, path, title=f"{name}, step {step}")
+
+
+def perceptual_loss(content, verdicts):
+    """Adds up the perceptual loss of images (source; paper: Sec. 2.2, eq. 3).
+
+    Args:
+        content: float, the weighted content loss.
+        verdicts: float array, the discriminator's probabilities, in [0, 1].
+
+    Returns:
+        float, content + adversarial / 1000.
+    """
+    adversarial = -np.mean(np.log(np.maximum(verdicts, keras.config.epsilon())))
+    return float(content + ADVERSARIAL_WEIGHT * adversarial)
 
 
 def learning_rate_at(step, num_steps, learning_rate, schedule):
@@ -924,7 +936,7 @@ def _conclude(args, gan, run):
     for name in ("bicubic", "nearest"):
         method = Image.Resampling[name.upper()]
         rows[name] = [
-            metrics.measure(enlarge_bicubic(lr, method), hr) for lr, hr in lrs_hrs
+            metrics.measure(enlarge_by_filter(lr, method), hr) for lr, hr in lrs_hrs
         ]
     print(f"\nMean of {len(results)} test images, x4, 8 bits, 4 px border cut:")
     print(f"{'':12}{'PSNR Y':>9}{'SSIM Y':>9}{'PSNR RGB':>10}{'SSIM RGB':>10}")

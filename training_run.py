@@ -504,14 +504,11 @@ class Phase:
                 {
                     "generated": result.sr,
                     "low-resolution": lr,
-                    "bicubic": enlarge_bicubic(lr),
+                    "bicubic": enlarge_by_filter(lr),
                     "original": hr,
                 }
             )
-            scores = {"PSNR (Y)": result.scores["psnr_y"]}
-            captions.append(
-                result.name + "".join(f", {k} {v:.2f} dB" for k, v in scores.items())
-            )
+            captions.append(f"{result.name}, PSNR (Y) {result.scores['psnr_y']:.2f} dB")
         means = mean_scores(results)
         title = f"step {step}, MSE loss {means['mse_test']:.5f}"
         if "perceptual" in means:
@@ -595,23 +592,18 @@ def mean_scores(results):
     """
     if not results:
         return {}
-    names = [
-        name
-        for name in results[0].scores
-        if all(name in result.scores for result in results)
-    ]
     means = {}
-    for name in names:
-        # SSIM and PSNR of tiny images are not numbers.
-        known = [result.scores[name] for result in results]
+    for name in results[0].scores:
+        known = [result.scores[name] for result in results if name in result.scores]
+        is_everywhere = len(known) == len(results)
+        # PSNR and SSIM of tiny images are not numbers.
         known = [value for value in known if math.isfinite(value)]
-        if known:
-            means[name] = float(np.mean(known))
-    names = list(means)
-    return {("mse_test" if name == "mse" else name): means[name] for name in names}
+        if known and is_everywhere:
+            means["mse_test" if name == "mse" else name] = float(np.mean(known))
+    return means
 
 
-def enlarge_bicubic(lr, method=Image.Resampling.BICUBIC):
+def enlarge_by_filter(lr, method=Image.Resampling.BICUBIC):
     """Enlarges an image x4 by a classical filter, for comparison.
 
     Args:

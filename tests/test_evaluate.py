@@ -307,7 +307,7 @@ def test_published_bicubic(run, photographs, monkeypatch):
     monkeypatch.setattr(
         evaluate,
         "enlarge",
-        lambda _, lr, *__: to_float(evaluate.enlarge_bicubic(lr)),
+        lambda _, lr, *__: to_float(evaluate.enlarge_by_filter(lr)),
     )
     folder = photographs / "Set5"
     code, *_ = run(

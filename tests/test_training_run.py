@@ -449,3 +449,5 @@ def test_mean_scores():
     ]
     assert mean_scores(results) == {"mse_test": 2.0, "psnr_y": 25.0}
     assert mean_scores([]) == {}
+    tiny = TestResult("c", None, {"mse": 5.0, "psnr_y": float("nan")})
+    assert mean_scores([*results, tiny]) == {"mse_test": 3.0, "psnr_y": 25.0}
