@@ -80,9 +80,9 @@ class SourceWay(SRGAN):
         self.discriminator = keras.models.clone_model(
             self.discriminator, clone_function=_with_keras_normalization
         )
-        self.pretrainer = self._build_pretrainer()
+        self.pretrainer = self._build_pretrainer(self._build_adam())
         self.discriminator_trainer = self._build_discriminator_trainer()
-        self.combined = self._build_combined()
+        self.combined = self._build_combined(self._build_adam())
         self.generator.set_weights(gan.generator.get_weights())
         self.discriminator.set_weights(gan.discriminator.get_weights())
         if self.vgg is not None:

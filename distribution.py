@@ -86,6 +86,12 @@ def is_active():
     return tf.distribute.has_strategy()
 
 
+def scope_of(model):
+    """Returns the context in which a model was built, to build another one alike."""
+    strategy = getattr(model, "distribute_strategy", None)  # TensorFlow's models only
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
 def is_worker_failure(error):
     """Tells whether an error says that another worker has gone.
 

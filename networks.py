@@ -146,11 +146,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Keras's own code runs for float64, on other backends, and where statistics
     are synchronised between workers.
 
+    Attribute `is_frozen`, read when a step is traced: if `True`, training too
+    normalises by the moving statistics and leaves them alone, while scale and
+    offset (gamma and beta) are still trained. (Keras's `trainable = False`
+    would stop those as well.)
+
     Args:
         **kwargs: those of `keras.layers.BatchNormalization`.
     """
 
+    is_frozen = False
+
     def call(self, inputs, training=None, mask=None):
+        training = training and not self.is_frozen
         if (
             keras.backend.backend() != "tensorflow"
             or self.compute_dtype == "float64"
@@ -297,6 +305,12 @@ def cached_vgg_weights():
     """Returns the path at which Keras keeps VGG19's weights once downloaded."""
     home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
     return Path(home) / "models" / VGG_WEIGHTS_FILE
+
+
+def batch_norm_layers(model):
+    """Returns the list of a model's batch-norm layers."""
+    kind = keras.layers.BatchNormalization
+    return [layer for layer in model.layers if isinstance(layer, kind)]
 
 
 def receptive_field_radius(generator):

@@ -46,7 +46,7 @@ OVERSAMPLING = 2  # drawn this many times larger, then averaged: smooth edges
 NUM_LARGE = 40  # leaves, first of all: no hole remains
 LARGE_RADII = (1 / 8, 1 / 3)  # of a side
 NUM_LEAVES = (400, 2500)  # after the large ones
-MIN_RADII = (1.0, 3.0)  # px, of a picture's smallest leaf: confetti or pebbles
+MIN_RADII = (1.0, 2.5)  # px, of a picture's smallest leaf: confetti or pebbles
 MAX_RADIUS = 1 / 3  # of a side
 MAX_STRETCH = 4.0  # a leaf's longer axis by its shorter
 NUM_OUTLINES = 32  # of each kind: ellipses, rectangles, polygons
@@ -61,18 +61,18 @@ HUE_SPREAD = 0.8  # radians around a picture's own hue
 MEAN_CHROMAS = (8, 48)  # of 255: grey or colourful pictures
 LIGHTNESS_SPREAD, TINT_SPREAD = 8, 2  # of 255, between variants
 
-TEXTURED = 0.8  # part of the leaves, as the next two
-SHADED = 0.3
+TEXTURED = (0.4, 0.9)  # part of a picture's leaves
+SHADED = 0.3  # part of all leaves, as the next one
 SOFT_EDGED = 0.1
 TEXTURE_SIZE = 2  # px: smaller leaves show no texture
 SHADE_SIZE = 12  # px: smaller leaves show no shading
 SHADOW = 0.5  # the darkest that shading makes a colour
 SHADE_MIDDLE = (10, 10, 54, 54)  # px of 64: what a turned square never leaves empty
 SOFT_EDGE = 4  # px of the canvas, mean
-TEXTURE_STRENGTHS = (0.3, 0.6, 1.0)  # some faint, as those of skin, walls and water
+TEXTURE_STRENGTHS = (0.15, 0.3, 0.6, 1.0)  # some faint, as those of skin and walls
 MIXTURE = np.linspace(0, 1, 256)[:, None]  # of two colours, by a texture's value
 NUM_NOISES = 5  # noise textures
-NOISE_EXPONENTS = (0.3, 1.8)  # amplitude is 1 / frequency to this power
+NOISE_EXPONENTS = (0.4, 1.6)  # amplitude is 1 / frequency to this power
 STRETCHES = (1, 1, 3, 8)  # of noise, along one direction
 CONTRASTS = (40, 60, 150)  # of noise, of 255; the last is nearly two-coloured
 NUM_PATTERNS = 3  # waves, stripes, checkers, ramps
@@ -80,13 +80,13 @@ MIN_PERIOD = 2.5  # px, of patterns
 BENT = 0.5  # part of the patterns
 MAX_BEND = 0.03  # radians for each unit of a noise
 
-MAX_BUNDLES = 8  # of lines (hair, twigs, grass)
-NUM_LINES = (3, 40)  # in a bundle
+MAX_BUNDLES = 5  # of lines (hair, twigs, grass)
+NUM_LINES = (2, 24)  # in a bundle
 LINE_WIDTHS = (0.5, 4.0)  # px
 LINE_LENGTHS = (0.08, 0.6)  # of a side
 LINE_SPREADS = (0.05, 0.3, 2.0)  # radians: parallel, a tuft, a tangle
 LINE_BEND = 0.8  # radians from end to end, standard deviation
-MAX_WORDS = 6  # lettered blocks
+MAX_WORDS = 4  # lettered blocks
 FONT_SIZES = (8, 10, 12, 16, 20, 28, 40)  # px; few, so that fonts are loaded once
 LETTERS = list(string.ascii_letters + string.digits + "    .,&!?")
 UPRIGHT = 0.7  # part of the blocks
@@ -121,6 +121,7 @@ class Painter:
         self.fields = _build_fields(self.side, rng)
         self.shades = _build_shades()
         self.angle = rng.normal(0, TILT)
+        self.textured = rng.uniform(*TEXTURED)
         self.horizon = self._choose_horizon()
         sky = self.shades[0].resize((self.side, self.side), Image.Resampling.BILINEAR)
         self.canvas = self._fill(self.side, self.side, sky)
@@ -152,7 +153,8 @@ class Painter:
             radius: float, in px of the canvas.
         """
         outline = self._draw_outline(radius)
-        textured, soft, shaded = self.rng.random(3) < (TEXTURED, SOFT_EDGED, SHADED)
+        chances = (self.textured, SOFT_EDGED, SHADED)
+        textured, soft, shaded = self.rng.random(3) < chances
         textured = textured and radius > TEXTURE_SIZE * OVERSAMPLING
         shaded = shaded and radius > SHADE_SIZE * OVERSAMPLING
         if not (textured or soft or shaded):

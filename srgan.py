@@ -105,6 +105,7 @@ PRESETS = {
         "learning_rate": LEARNING_RATE,
         "schedule": "constant",
         "bn_batches": 0,
+        "bn_freeze_step": 0,
     },
 }
 # Paper: 96 px crops of 16 distinct images, bicubic without blur (Sec. 3.2).
@@ -133,14 +134,15 @@ PRESETS["demo"] = PRESETS["source"] | {
 # For weights without VGG19; long runs deserve more steps.
 PRESETS["pretrained"] = PRESETS["paper"] | {
     "augment": "dihedral",
-    "pretrain_steps": 12_000,
-    "train_steps": 2_000,
+    "pretrain_steps": 6_000,
+    "train_steps": 500,
     "pretrain_interval": 500,
-    "train_interval": 100,
+    "train_interval": 50,
     "content_loss": "mse",
     "learning_rate": 3e-4,
     "schedule": "cosine",
     "bn_batches": 50,
+    "bn_freeze_step": 1_500,
 }
 
 
@@ -151,9 +153,11 @@ class SRGAN:
     `None` for `content_loss="mse"`) and `combined`, the model of the
     generator's step: LR image to the discriminator's verdict and the features
     of the generated image. Loops also read `schedule`, how the learning rate
-    falls (see `learning_rate_at`), and `bn_batches`, how many batches the
+    falls (see `learning_rate_at`), `bn_batches`, how many batches the
     generator's batch-norm statistics are averaged over before each report
-    (0: the moving averages of training, as in the source).
+    (0: the moving averages of training, as in the source), and
+    `bn_freeze_step`, the first step of pre-training that keeps them fixed, as
+    all later training does (0: none, as in the source).
 
     Args:
         content_loss: `"source"`, `"mse"`, `"vgg22"` or `"vgg54"`.
@@ -183,6 +187,7 @@ class SRGAN:
         self.learning_rate = learning_rate
         self.schedule = "constant"
         self.bn_batches = 0
+        self.bn_freeze_step = 0
         self.content = CONTENT_LOSSES[content_loss]
         self.pretrain_loss = pretrain_loss
         self.generator = networks.build_generator(num_residual_blocks, num_filters)
@@ -201,13 +206,13 @@ class SRGAN:
         # Source: one Adam for all models. Current Keras refuses that, so each of
         # the three models that are trained has its own. The networks themselves
         # are never compiled, and so their files hold weights alone.
-        self.pretrainer = self._build_pretrainer()
+        self.pretrainer = self._build_pretrainer(self._build_adam())
         self.discriminator_trainer = self._build_discriminator_trainer()
-        self.combined = self._build_combined()
+        self.combined = self._build_combined(self._build_adam())
 
     # Builders ----------------------------------------------------------------
 
-    def _build_pretrainer(self):
+    def _build_pretrainer(self, optimizer):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
         model, loss = self._model_class(lr, sr, name="pretrainer"), "mse"
         if self._pretrain_features is not None:
@@ -215,8 +220,8 @@ class SRGAN:
             features = self._pretrain_features(smooth(sr))
             model = self._model_class(lr, features, name="pretrainer")
             loss = _feature_loss
-        model.compile(optimizer=self._build_adam(), loss=loss)
-        model.optimizer.build(model.trainable_variables)
+        model.compile(optimizer=optimizer, loss=loss)
+        optimizer.build(model.trainable_variables)
         return model
 
     def _build_discriminator_trainer(self):
@@ -228,18 +233,18 @@ class SRGAN:
         model.optimizer.build(model.trainable_variables)
         return model
 
-    def _build_combined(self):
+    def _build_combined(self, optimizer):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
         content = sr if self.vgg is None else self.vgg(sr)
         self.discriminator.trainable = False
         outputs = [self.discriminator(sr), content]
         model = self._model_class(lr, outputs, name="combined")
         model.compile(
-            optimizer=self._build_adam(),
+            optimizer=optimizer,
             loss=["binary_crossentropy", "mse"],
             loss_weights=[ADVERSARIAL_WEIGHT, self.content.weight],
         )
-        model.optimizer.build(model.trainable_variables)
+        optimizer.build(model.trainable_variables)
         return model
 
     def _build_adam(self):
@@ -351,6 +356,7 @@ class SRGAN:
         if phase.step == 0:
             self._report(phase, 0, loader, batch_size)
         for step in phase.steps(num_steps):
+            self._prepare_batch_norm(step, loader, batch_size)
             self._set_learning_rate(step, num_steps, self.pretrainer)
             losses = self.pre_train_on_batch(*loader.load_data(batch_size))
             phase.record(step, losses)
@@ -386,6 +392,7 @@ class SRGAN:
         if phase.resume() == 0:
             self._load_pre_trained(phase.run)
             self._report(phase, 0, loader, batch_size)
+        self._freeze_batch_norm(self.bn_freeze_step > 0)
         loader.seek(FIRST_ADVERSARIAL_BATCH + 2 * phase.step)
         for step in phase.steps(num_steps):
             self._set_learning_rate(
@@ -425,18 +432,47 @@ class SRGAN:
         for trainer in trainers:
             trainer.optimizer.learning_rate = rate
 
-    def _report(self, phase, step, loader, batch_size):
+    def _prepare_batch_norm(self, step, loader, batch_size):
+        """Freezes the batch-norm statistics where the step comes that asks for it."""
+        if 1 < step == self.bn_freeze_step:
+            self._average_batch_norm(loader, batch_size)
+        self._freeze_batch_norm(0 < self.bn_freeze_step <= step)
+
+    def _freeze_batch_norm(self, is_frozen):
+        """Fixes the generator's batch-norm statistics in training, or lets them move.
+
+        Networks with fixed statistics treat each image alike, whatever lies beside
+        it in the batch, and learn with the very statistics that they are used with.
+        Source: the statistics move for ever.
+        """
+        if is_frozen == self._is_frozen():
+            return
+        for layer in networks.batch_norm_layers(self.generator):
+            layer.is_frozen = is_frozen
+        # Steps that are traced already know nothing of it: new ones, same Adam.
+        with distribution.scope_of(self.pretrainer):
+            self.pretrainer = self._build_pretrainer(self.pretrainer.optimizer)
+            self.combined = self._build_combined(self.combined.optimizer)
+
+    def _is_frozen(self):
+        layers = networks.batch_norm_layers(self.generator)
+        return all(layer.is_frozen for layer in layers)
+
+    def _average_batch_norm(self, loader, batch_size):
         # Source: moving averages only, and so by default here (0 batches).
+        if self.bn_batches == 0:
+            return
         generator = self._own_generator()
-        if self.bn_batches and step > 0:
-            lr_batches = (
-                loader.make_batch(
-                    FIRST_STATISTICS_BATCH + k, batch_size, shard=(0, 1)
-                ).lr
-                for k in range(self.bn_batches)
-            )
-            estimate_batch_norm(generator, lr_batches)
-            self.generator.set_weights(generator.get_weights())
+        lr_batches = (
+            loader.make_batch(FIRST_STATISTICS_BATCH + k, batch_size, shard=(0, 1)).lr
+            for k in range(self.bn_batches)
+        )
+        estimate_batch_norm(generator, lr_batches)
+        self.generator.set_weights(generator.get_weights())
+
+    def _report(self, phase, step, loader, batch_size):
+        if step > 0 and not self._is_frozen():
+            self._average_batch_norm(loader, batch_size)
         results = self.evaluate(phase.run.test_images) if phase.run.is_chief else []
         phase.report(step, results)
         if phase.run.is_chief:
@@ -548,11 +584,7 @@ def estimate_batch_norm(model, batches):
         model: `keras.Model` with batch normalisation, changed in place.
         batches: iterable of float `(n, h, w, 3)` in [-1, 1].
     """
-    layers = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
+    layers = networks.batch_norm_layers(model)
     moving = [(layer, layer.non_trainable_variables) for layer in layers]
     sums = {variable.path: 0.0 for _, pair in moving for variable in pair}
     count = 0
@@ -639,6 +671,11 @@ FLAGS = {
             "--bn-batches",
             command_line.non_negative_int,
             "average batch-norm statistics over so many; 0: moving averages",
+        ),
+        (
+            "--bn-freeze-step",
+            command_line.non_negative_int,
+            "pre-training step from which they stay fixed; 0: never",
         ),
     ),
     "machine and files": (
@@ -871,6 +908,7 @@ def _build(args):
             "of that file, or pass --content-loss mse."
         ) from error
     gan.schedule, gan.bn_batches = args.schedule, args.bn_batches
+    gan.bn_freeze_step = args.bn_freeze_step
     return gan
 
 

@@ -138,6 +138,7 @@ def test_the_command_trains_on_two_workers(tmp_path, image_folder):
     arguments = [
         *("--dataset", image_folder, "--crop-size", 16, "--batch-size", 2),
         *("--content-loss", "mse", "--pretrain-steps", 3, "--bn-batches", 2),
+        *("--bn-freeze-step", 3),
     ]
 
     def run(folder, count, train_steps):

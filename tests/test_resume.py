@@ -83,6 +83,7 @@ OPTIONS = {
     "--train-interval": 2,
     "--schedule": "cosine",
     "--bn-batches": 2,
+    "--bn-freeze-step": 4,
     "--learning-rate": 1e-3,
 }
 PHASES = ("pre_training", "training")

@@ -196,6 +196,56 @@ def test_batch_norm_statistics_are_averages(pixel_gan):
     )
 
 
+STATISTICS = {"moving_mean", "moving_variance"}
+
+
+def test_frozen_statistics_stay_while_all_else_is_trained(
+    pixel_gan, image_folder, tmp_path
+):
+    """Frozen too early, they are those of random weights; too late, reports jump."""
+    pixel_gan.bn_freeze_step, pixel_gan.bn_batches = 3, 2
+    run = TrainingRun(tmp_path / "weights", tmp_path / "images", {}, [])
+    with DataLoader(image_folder, crop_size=32) as loader:
+        pixel_gan.pre_train(loader, 2, interval=2, batch_size=2, run=run)
+        averaged = snapshot(pixel_gan.generator)
+        pixel_gan.pre_train(loader, 4, interval=1, batch_size=2, run=run)
+        assert moved(averaged, pixel_gan.generator) == ALL_NAMES - STATISTICS
+        pixel_gan.train(loader, 1, interval=1, batch_size=2, run=run)
+        assert moved(averaged, pixel_gan.generator) == ALL_NAMES - STATISTICS
+    assert int(pixel_gan.pretrainer.optimizer.iterations) == 4
+
+
+def test_statistics_are_averaged_before_they_freeze(
+    pixel_gan, image_folder, tmp_path, monkeypatch
+):
+    """Moving averages are those of the last few batches, and would stay for ever."""
+    steps, estimate = [], srgan.estimate_batch_norm
+
+    def record(*arguments):
+        steps.append(int(pixel_gan.pretrainer.optimizer.iterations))
+        estimate(*arguments)
+
+    monkeypatch.setattr(srgan, "estimate_batch_norm", record)
+    pixel_gan.bn_freeze_step, pixel_gan.bn_batches = 3, 2
+    run = TrainingRun(tmp_path / "weights", tmp_path / "images", {}, [])
+    with DataLoader(image_folder, crop_size=32) as loader:
+        pixel_gan.pre_train(loader, 5, interval=5, batch_size=2, run=run)
+    assert steps == [2]  # after the last step that moves them, never again
+
+
+def test_frozen_training_is_what_inference_computes(pixel_gan):
+    """Training and use must see the same network."""
+    lr, hr = draw_batch()
+    pixel_gan._freeze_batch_norm(True)
+    sr = pixel_gan.generator.predict_on_batch(lr)
+    mse = pixel_gan.pre_train_on_batch(lr, hr)["mse"]
+    assert mse == pytest.approx(np.mean((sr - hr) ** 2), rel=1e-4)
+    pixel_gan._freeze_batch_norm(False)
+    sr = pixel_gan.generator.predict_on_batch(lr)
+    mse = pixel_gan.pre_train_on_batch(lr, hr)["mse"]
+    assert mse != pytest.approx(np.mean((sr - hr) ** 2), rel=1e-4)
+
+
 def test_unknown_losses_are_named():
     """A typing error must not train something else."""
     with pytest.raises(ValueError, match=r"content_loss is one of.*'vgg99'"):
