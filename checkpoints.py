@@ -40,6 +40,7 @@ STATE_FILE = "state.json"
 GENERATOR_FILE = "generator.weights.h5"
 DIGESTS_FILE = "SHA256SUMS"  # beside weights that are shipped
 TRAINED_FOLDERS = ("weights/training_checkpoints", "weights/pre_training_checkpoints")
+SHIPPED_NAMES = ("srresnet-bicubic.weights.h5", "srresnet-source.weights.h5")
 SHIPPED_FOLDER = Path(__file__).parent / "weights" / "pretrained"
 LOCK_FILE = "run.lock"
 LOSS_SCALE_NAMES = ("loss_scale", "loss_scale_steps")  # of mixed_float16's optimiser
@@ -601,6 +602,19 @@ def default_weights():
         f"Expected weights in {', '.join(TRAINED_FOLDERS)} or {SHIPPED_FOLDER}, found "
         "none. Train with: python srgan.py, or name a file by --weights."
     )
+
+
+def shipped_weights(blur):
+    """Finds the shipped weights for a degradation.
+
+    Args:
+        blur: float, Gaussian radius before shrinking, HR px.
+
+    Returns:
+        `Path`, or `None` if that file is not there.
+    """
+    file = SHIPPED_FOLDER / SHIPPED_NAMES[blur > 0]
+    return file if file.is_file() else None
 
 
 def load_generator(weights=None, precision="float32"):

@@ -67,8 +67,8 @@ MAX_REASON = 300  # characters of TensorFlow's errors that are shown
 PRE_TRAINING, TRAINING = "pre_training", "training"
 DEMO_NOTE = (
     "The generator is trained alone for a while, then against a discriminator: a few "
-    "minutes, too few for good pictures. For the real thing, with your own images, "
-    "run: python srgan.py --dataset PATH --restart"
+    "minutes, to show how. For the real thing, with your own images, run: "
+    "python srgan.py --dataset PATH --restart"
 )
 SAMPLE_DATASET, SAMPLE_TEST_IMAGES = "datasets/sample", "datasets/sample_test"
 
@@ -131,6 +131,9 @@ PRESETS["demo"] = PRESETS["source"] | {
     "learning_rate": 3e-4,
     "bn_batches": 10,  # moving averages are far off after so few steps
 }
+# What the demo does otherwise where it starts from the shipped weights, which are
+# trained with fixed statistics: gentle steps.
+SHIPPED_START = {"learning_rate": 2e-5, "bn_freeze_step": 1}
 # For weights without VGG19; long runs deserve more steps.
 PRESETS["pretrained"] = PRESETS["paper"] | {
     "augment": "dihedral",
@@ -741,10 +744,25 @@ def _fill_in(args):
             args.notes.append(DEMO_NOTE)
     args.preset = args.preset or "source"
     args.content_loss_given = args.content_loss is not None
+    _start_demo_from_shipped(args)
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
+
+
+def _start_demo_from_shipped(args):
+    """Gives the demo the shipped weights to start from, unless others are named."""
+    args.is_shipped_start = False
+    if args.preset != "demo" or not args.is_sample or args.initial_weights is not None:
+        return
+    blur = PRESETS["demo"]["blur"] if args.blur is None else args.blur
+    args.initial_weights = checkpoints.shipped_weights(blur)
+    args.is_shipped_start = args.initial_weights is not None
+    if args.is_shipped_start:
+        for name, value in SHIPPED_START.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
 
 
 def main(argv=None):
@@ -933,7 +951,10 @@ def _start_weights(args, gan, run, phases):
     sources = phases if args.phase == "pretrain" else (PRE_TRAINING, TRAINING)
     folders = [run.checkpoint_folder(phase) for phase in sources]
     resumes = any(checkpoints.newest_step(folder) is not None for folder in folders)
-    if args.initial_weights is not None:
+    if args.is_shipped_start:
+        if not resumes:
+            print(f"The generator starts from the weights that come with this: {file}.")
+    elif args.initial_weights is not None:
         print(
             f"--initial-weights is passed over: {run.weights_dir} has checkpoints to "
             "go on from."
@@ -997,7 +1018,7 @@ def _conclude(args, gan, run):
     )
     if args.is_sample:
         print("            python srgan.py --dataset PATH_TO_YOUR_IMAGES --restart")
-    if args.preset == "demo":
+    if args.preset == "demo" and not args.is_shipped_start:
         print("\nA demo is too short to beat bicubic; it shows that everything works.")
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import checkpoints
 import networks
 import sample_data
 import srgan
@@ -287,6 +288,7 @@ def command(monkeypatch, tmp_path, image_folder, capsys):
     monkeypatch.setattr(srgan, "SRGAN", functools.partial(SRGAN, **TINY))
     monkeypatch.setattr(networks, "DISCRIMINATOR_BLOCKS", ((1, 2),) * 4)
     monkeypatch.setattr(sample_data, "SAMPLE_COUNT", 2)
+    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", tmp_path / "shipped")
 
     def call(*arguments):
         try:
@@ -301,6 +303,27 @@ def command(monkeypatch, tmp_path, image_folder, capsys):
 
 SHORT = ("--pretrain-steps", 2, "--train-steps", 1, "--batch-size", 2)
 SMALL = (*SHORT, "--crop-size", 16, "--dataset", "photos", "--content-loss", "mse")
+
+
+def test_the_demo_starts_from_the_shipped_weights(command, tmp_path):
+    """Its first pictures look like super-resolution; other runs start afresh."""
+    (tmp_path / "shipped").mkdir()
+    file = tmp_path / "shipped" / "srresnet-source.weights.h5"
+    networks.build_generator(**TINY).save_weights(file)
+    code, out, err = command(*SHORT, "--phase", "pretrain")
+    assert (code, err) == (0, "")
+    assert f"starts from the weights that come with this: {file}." in out
+    assert "too short" not in out
+    code, out, err = command(*SHORT, "--phase", "pretrain")  # its own go first
+    assert (code, err) == (0, "")
+    assert "come with this" not in out
+    assert "Going on from" in out
+    code, out, err = command(*SMALL, "--weights-dir", "mine", "--phase", "pretrain")
+    assert (code, err) == (0, "")
+    assert "starting from scratch" in out
+    code, out, err = command(*SHORT, "--weights-dir", "blurless", "--blur", "0")
+    assert (code, err) == (0, "")
+    assert "starting from scratch" in out  # those for no blur are not there
 
 
 @pytest.mark.parametrize("preset", list(srgan.PRESETS))

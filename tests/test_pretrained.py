@@ -1,0 +1,55 @@
+"""Tests of the weights that come with the repository."""
+
+import hashlib
+from pathlib import Path
+
+import matplotlib.cbook
+import numpy as np
+import pytest
+from PIL import Image
+
+import checkpoints
+import metrics
+from data_loader import SOURCE_BLUR, degrade, to_float, to_uint8
+from sample_data import PHOTOGRAPH
+from tiling import enlarge
+from training_run import enlarge_by_filter
+
+FOLDER = Path(__file__).parents[1] / "weights" / "pretrained"
+BLURS = {"srresnet-bicubic": 0.0, "srresnet-source": SOURCE_BLUR}
+MAX_BYTES = 9e6
+LEAST_GAIN = 1.0  # dB above bicubic, on a photograph that was not trained on
+
+
+@pytest.mark.parametrize("name", BLURS)
+def test_they_enlarge_a_photograph_better_than_bicubic(name):
+    """Weights of a half-done or a wrong run would look like weights as well."""
+    file = FOLDER / f"{name}.weights.h5"
+    generator, path = checkpoints.load_generator(file)
+    assert path == file
+    source = matplotlib.cbook.get_sample_data(PHOTOGRAPH, asfileobj=False)
+    hr = np.asarray(Image.open(source).convert("RGB").crop((128, 0, 448, 256)))
+    lr = np.asarray(degrade(Image.fromarray(hr), BLURS[name]))
+    sr = to_uint8(enlarge(generator, to_float(lr)))
+    bicubic = enlarge_by_filter(lr, Image.Resampling.BICUBIC)
+    gain = metrics.measure(sr, hr)["psnr_y"] - metrics.measure(bicubic, hr)["psnr_y"]
+    assert gain > LEAST_GAIN
+
+
+def test_they_are_the_files_of_the_model_card():
+    """A digest that lags behind would refuse good weights."""
+    card = (FOLDER / "README.md").read_text()
+    sums = (FOLDER / checkpoints.DIGESTS_FILE).read_text()
+    files = sorted(FOLDER.glob("*.weights.h5"))
+    assert [file.name for file in files] == sorted(checkpoints.SHIPPED_NAMES)
+    for file in files:
+        line = f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}"
+        assert line in sums
+        assert line in card
+        assert file.stat().st_size < MAX_BYTES
+
+
+def test_the_one_for_a_degradation_is_found():
+    """The other one makes halos, or leaves the picture soft."""
+    for name, blur in BLURS.items():
+        assert checkpoints.shipped_weights(blur) == FOLDER / f"{name}.weights.h5"
