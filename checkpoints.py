@@ -40,7 +40,8 @@ STATE_FILE = "state.json"
 GENERATOR_FILE = "generator.weights.h5"
 DIGESTS_FILE = "SHA256SUMS"  # beside weights that are shipped
 TRAINED_FOLDERS = ("weights/training_checkpoints", "weights/pre_training_checkpoints")
-SHIPPED_NAMES = ("srresnet-bicubic.weights.h5", "srresnet-source.weights.h5")
+SHIPPED_BICUBIC = "srresnet-bicubic.weights.h5"  # for LR images made without blur
+SHIPPED_SOURCE = "srresnet-source.weights.h5"  # with the source's
 SHIPPED_FOLDER = Path(__file__).parent / "weights" / "pretrained"
 LOCK_FILE = "run.lock"
 LOSS_SCALE_NAMES = ("loss_scale", "loss_scale_steps")  # of mixed_float16's optimiser
@@ -519,7 +520,7 @@ def _check_shipped_digest(file):
     if file.name in digests and digests[file.name] != digest(file):
         raise ValueError(
             f"{file} is damaged: its SHA-256 digest is not the one in {sums}. "
-            f"Restore it, for example by: git checkout {file}"
+            f"Restore it, for example by: git -C {file.parent} checkout {file.name}"
         )
 
 
@@ -595,12 +596,13 @@ def default_weights():
         is_ours = newest_step(folder) is not None
         if is_ours or find_tensorflow_checkpoint(folder) is not None:
             return folder
-    shipped = sorted(SHIPPED_FOLDER.glob("*.weights.h5"))
-    if shipped:
-        return shipped[0]
+    shipped = shipped_weights(blur=0.0)
+    if shipped is not None:
+        return shipped
     raise FileNotFoundError(
-        f"Expected weights in {', '.join(TRAINED_FOLDERS)} or {SHIPPED_FOLDER}, found "
-        "none. Train with: python srgan.py, or name a file by --weights."
+        f"Expected weights in {', '.join(TRAINED_FOLDERS)}, or {SHIPPED_BICUBIC} in "
+        f"{SHIPPED_FOLDER}, found none. Train with: python srgan.py, or name a file by "
+        "--weights."
     )
 
 
@@ -613,7 +615,7 @@ def shipped_weights(blur):
     Returns:
         `Path`, or `None` if that file is not there.
     """
-    file = SHIPPED_FOLDER / SHIPPED_NAMES[blur > 0]
+    file = SHIPPED_FOLDER / (SHIPPED_SOURCE if blur > 0 else SHIPPED_BICUBIC)
     return file if file.is_file() else None
 
 

@@ -30,6 +30,7 @@ import sample_data
 from data_loader import (
     IMAGE_SUFFIXES,
     SCALE,
+    SOURCE_BLUR,
     TEST_FOLDER,
     ImageFile,
     UnreadableImageError,
@@ -236,6 +237,8 @@ def load_models(paths, precision="float32", with_discriminators=False):
             if with_discriminators and discriminator_file.is_file():
                 discriminator = networks.build_discriminator()
                 checkpoints.load_weights(discriminator, discriminator_file)
+        if file.parent == checkpoints.SHIPPED_FOLDER:
+            blur = SOURCE_BLUR if file.name == checkpoints.SHIPPED_SOURCE else 0.0
         models[label] = Model(generator, file, discriminator, blur)
     return models
 

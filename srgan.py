@@ -224,7 +224,7 @@ class SRGAN:
             model = self._model_class(lr, features, name="pretrainer")
             loss = _feature_loss
         model.compile(optimizer=optimizer, loss=loss)
-        optimizer.build(model.trainable_variables)
+        _build_optimizer(model)
         return model
 
     def _build_discriminator_trainer(self):
@@ -233,7 +233,7 @@ class SRGAN:
         model = self._model_class(image, verdict, name="trainer")
         # Source: least squares. Paper: binary cross-entropy (Sec. 2.1, eq. 2).
         model.compile(optimizer=self._build_adam(), loss="mse", metrics=[_probability])
-        model.optimizer.build(model.trainable_variables)
+        _build_optimizer(model)
         return model
 
     def _build_combined(self, optimizer):
@@ -247,7 +247,7 @@ class SRGAN:
             loss=["binary_crossentropy", "mse"],
             loss_weights=[ADVERSARIAL_WEIGHT, self.content.weight],
         )
-        optimizer.build(model.trainable_variables)
+        _build_optimizer(model)
         return model
 
     def _build_adam(self):
@@ -606,6 +606,12 @@ def estimate_batch_norm(model, batches):
             variable.assign(sums[variable.path] / count)
 
 
+def _build_optimizer(model):
+    # Once: mixed_float16 wraps it, and would begin its loss scale again.
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+
+
 def _check_choice(name, value, choices):
     if value not in choices:
         expected = ", ".join(map(repr, choices))
@@ -678,7 +684,7 @@ FLAGS = {
         (
             "--bn-freeze-step",
             command_line.non_negative_int,
-            "pre-training step from which they stay fixed; 0: never",
+            "from this pre-training step on they are fixed; 0: never",
         ),
     ),
     "machine and files": (
@@ -944,13 +950,17 @@ def _start_weights(args, gan, run, phases):
     """Loads `--initial-weights`, and moves old state away for `--restart`."""
     if args.initial_weights is not None:
         file = checkpoints.load_generator_weights(gan.generator, args.initial_weights)
-    if args.restart and run.is_chief:
-        # What follows pre-training came from it, and would be taken up again.
-        run.set_aside((PRE_TRAINING, TRAINING) if PRE_TRAINING in phases else phases)
+    # What follows pre-training came from it, and would be taken up again.
+    moved = (PRE_TRAINING, TRAINING) if PRE_TRAINING in phases else phases
+    moved = moved if args.restart else ()
     # Adversarial training starts from pre-training where it has nothing of its own.
     sources = phases if args.phase == "pretrain" else (PRE_TRAINING, TRAINING)
-    folders = [run.checkpoint_folder(phase) for phase in sources]
+    folders = [run.checkpoint_folder(phase) for phase in sources if phase not in moved]
     resumes = any(checkpoints.newest_step(folder) is not None for folder in folders)
+    if not resumes and args.initial_weights is None:
+        _check_freeze_step(args)
+    if moved and run.is_chief:
+        run.set_aside(moved)
     if args.is_shipped_start:
         if not resumes:
             print(f"The generator starts from the weights that come with this: {file}.")
@@ -963,6 +973,16 @@ def _start_weights(args, gan, run, phases):
         )
     elif not resumes:
         print("No checkpoint found: starting from scratch.")
+
+
+def _check_freeze_step(args):
+    """Refuses to fix the batch-norm statistics of random weights."""
+    if args.bn_freeze_step == 1 or (args.bn_freeze_step and args.phase == "train"):
+        raise ValueError(
+            f"--bn-freeze-step {args.bn_freeze_step} would fix the batch-norm "
+            "statistics of random weights. Pre-train first, pass --initial-weights "
+            "PATH, or --bn-freeze-step 0."
+        )
 
 
 def _is_past_pre_training(args, run):

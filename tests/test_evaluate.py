@@ -347,6 +347,7 @@ def test_default_weights(run, fails, pair_folders, tmp_path, monkeypatch, weight
     monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", tmp_path / "none")
     fails("Train with: python srgan.py", "--hr", hr, weights_given=False)
     monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", weights)
+    monkeypatch.setattr(checkpoints, "SHIPPED_BICUBIC", "first.weights.h5")
     _, out, _ = run("--hr", hr, weights_given=False)
     assert f"Weights first: {weights / 'first.weights.h5'}" in out
     for name in ("pre_training_checkpoints", "training_checkpoints"):
@@ -428,7 +429,7 @@ def test_weights_of_the_source_script(tmp_path):
     assert (folder / ".index").is_file()  # the empty prefix
     model = evaluate.load_models([folder])["training_checkpoints"]
     sr = model.generator.predict_on_batch(lr)
-    np.testing.assert_allclose(sr, np.load(exchange), atol=1e-5)
+    np.testing.assert_allclose(sr, np.load(exchange), atol=1e-4)
     assert np.std(sr) > 0.01  # says something
     index = folder / ".index"
     index.write_bytes(index.read_bytes()[:100])

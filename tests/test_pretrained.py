@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import checkpoints
+import evaluate
 import metrics
 from data_loader import SOURCE_BLUR, degrade, to_float, to_uint8
 from sample_data import PHOTOGRAPH
@@ -41,12 +42,19 @@ def test_they_are_the_files_of_the_model_card():
     card = (FOLDER / "README.md").read_text()
     sums = (FOLDER / checkpoints.DIGESTS_FILE).read_text()
     files = sorted(FOLDER.glob("*.weights.h5"))
-    assert [file.name for file in files] == sorted(checkpoints.SHIPPED_NAMES)
+    assert [file.name for file in files] == [f"{name}.weights.h5" for name in BLURS]
     for file in files:
         line = f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}"
         assert line in sums
         assert line in card
         assert file.stat().st_size < MAX_BYTES
+
+
+def test_they_are_measured_with_the_blur_they_were_trained_with():
+    """With another one they are worse than bicubic."""
+    files = [FOLDER / f"{name}.weights.h5" for name in BLURS]
+    models = evaluate.load_models(files)
+    assert {label: model.blur for label, model in models.items()} == BLURS
 
 
 def test_the_one_for_a_degradation_is_found():

@@ -234,6 +234,26 @@ def test_statistics_are_averaged_before_they_freeze(
     assert steps == [2]  # after the last step that moves them, never again
 
 
+def test_frozen_statistics_keep_the_loss_scale(image_folder, tmp_path):
+    """mixed_float16 wraps Adam; built twice, the wrapper begins again."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        gan = SRGAN(content_loss="mse", **TINY)
+        resumed = SRGAN(content_loss="mse", **TINY)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    gan.bn_freeze_step = resumed.bn_freeze_step = 2
+    optimizer = gan.pretrainer.optimizer
+    optimizer.dynamic_scale.assign(8.0)
+    run = TrainingRun(tmp_path / "weights", tmp_path / "images", {}, [])
+    with DataLoader(image_folder, crop_size=32) as loader:
+        gan.pre_train(loader, 2, interval=1, batch_size=2, run=run)
+        assert gan.pretrainer.optimizer is optimizer
+        resumed.pre_train(loader, 3, interval=1, batch_size=2, run=run)
+    assert float(optimizer.dynamic_scale) == 8.0
+    assert float(resumed.pretrainer.optimizer.dynamic_scale) == 8.0
+
+
 def test_frozen_training_is_what_inference_computes(pixel_gan):
     """Training and use must see the same network."""
     lr, hr = draw_batch()
@@ -324,6 +344,18 @@ def test_the_demo_starts_from_the_shipped_weights(command, tmp_path):
     code, out, err = command(*SHORT, "--weights-dir", "blurless", "--blur", "0")
     assert (code, err) == (0, "")
     assert "starting from scratch" in out  # those for no blur are not there
+
+
+def test_statistics_of_random_weights_are_never_fixed(command):
+    """Mean 0 and variance 1 would stay for the whole run without a word."""
+    for flags in (
+        ("--bn-freeze-step", 1),
+        ("--bn-freeze-step", 9, "--phase", "train"),
+        ("--bn-freeze-step", 1, "--restart"),
+    ):
+        code, _, err = command(*SMALL, *flags)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "statistics of random weights. Pre-train first" in err
 
 
 @pytest.mark.parametrize("preset", list(srgan.PRESETS))

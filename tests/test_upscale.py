@@ -558,10 +558,11 @@ def test_weights_that_are_used_by_default(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"Train with: python srgan\.py"):
         checkpoints.default_weights()
     shipped.mkdir()
-    (shipped / "leaves.weights.h5").touch()
+    (shipped / checkpoints.SHIPPED_BICUBIC).touch()
+    (shipped / "another.weights.h5").touch()
     for name in ("training_checkpoints", "pre_training_checkpoints"):
         (tmp_path / "weights" / name).mkdir(parents=True)  # empty: nothing to use
-    assert checkpoints.default_weights() == shipped / "leaves.weights.h5"
+    assert checkpoints.default_weights() == shipped / checkpoints.SHIPPED_BICUBIC
     (tmp_path / "weights/pre_training_checkpoints/step-00000100").mkdir()
     assert checkpoints.default_weights().name == "pre_training_checkpoints"
     (tmp_path / "weights/training_checkpoints/.index").touch()  # by the source
