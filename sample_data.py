@@ -10,6 +10,7 @@ Ladjal, "Synthetic images as a regularity prior for image restoration neural
 networks", SSVM 2021. Here lines, words, shading and skies are added to the leaves.
 """
 
+import contextlib
 import functools
 import math
 import multiprocessing
@@ -423,9 +424,23 @@ def write_dataset(
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, _ignore_interrupt) as pool:
-            done = pool.map(_write_picture, missing)
+            with _interrupts_held():  # the workers start here
+                done = pool.map(_write_picture, missing)
             _report(done, count - len(missing), count, progress)
     return len(missing)
+
+
+@contextlib.contextmanager
+def _interrupts_held():
+    """Puts off Ctrl-C; processes started meanwhile never see it, not even at once."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
 
 def _ignore_interrupt():
