@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors, number types, exit codes.
+"""What the commands share: one-line errors, number types, exit codes, progress.
 
 parser = command_line.ArgumentParser(description=__doc__)
 """
@@ -6,13 +6,12 @@ parser = command_line.ArgumentParser(description=__doc__)
 import argparse
 import shutil
 import sys
+import tempfile
 import time
 
 EXIT_FAILED = 1  # the work itself failed
 EXIT_USAGE = 2  # the user's mistake: flag, folder, file
 EXIT_SIGNAL = 128  # plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM
-
-
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # of arithmetic
 HELP_COLUMN = 34  # where the texts of --help begin
 
@@ -80,6 +79,19 @@ def fail(message, program=None, code=EXIT_USAGE):
     program = program or sys.argv[0].rpartition("/")[2]
     print(f"{program}: {one_line(message)}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def make_writable(folder):
+    """Makes a folder, and makes sure that files can be written to it.
+
+    Args:
+        folder: `Path`.
+
+    Raises:
+        OSError: if it, or a folder above it, is a file, or nothing can be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def one_line(message):

@@ -14,7 +14,6 @@ import csv
 import json
 import math
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -637,8 +636,7 @@ def _check_writable(args):
         try:
             if flag != "output" and path.is_dir():
                 raise IsADirectoryError(None, "it is a folder")
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            command_line.make_writable(folder)
         except OSError as error:
             raise OSError(
                 f"Expected a place to write to, but {path} cannot be one: "

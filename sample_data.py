@@ -19,7 +19,6 @@ import shutil
 import signal
 import string
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -519,8 +518,7 @@ def _make_folder(folder):
     """Makes a folder, with a plain word where that is impossible."""
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        command_line.make_writable(folder)
     except OSError as error:
         raise type(error)(
             f"Expected a folder to write pictures to, but {folder} cannot be one: "

@@ -684,7 +684,8 @@ FLAGS = {
         (
             "--bn-freeze-step",
             command_line.non_negative_int,
-            "from this pre-training step on they are fixed; 0: never",
+            "from this pre-training step on, and in adversarial training, they are "
+            "fixed; 0: never",
         ),
     ),
     "machine and files": (

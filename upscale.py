@@ -14,7 +14,6 @@ reads 16-bit colour as 8-bit: it is enlarged as such, and said so.
 """
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -275,8 +274,7 @@ def check_output(folder):
             )
     if folder:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            command_line.make_writable(folder)
         except OSError as error:
             raise OSError(
                 f"Expected a folder for the results, but {folder} cannot be written "

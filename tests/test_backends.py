@@ -2,7 +2,7 @@
 
 Run by itself, this file trains a tiny SRGAN and prints its losses:
 
-    KERAS_BACKEND=jax python tests/test_backends.py THEIR_FOLDER OUR_FOLDER
+    PYTHONPATH=. KERAS_BACKEND=jax python tests/test_backends.py THEIR_FOLDER OUR_FOLDER
 """
 
 import importlib.util
@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints import CheckpointFolder
+from quiet import keras
+from srgan import SRGAN
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # as a script, pytest's settings are not there
-
-from checkpoints import CheckpointFolder  # noqa: E402
-from quiet import keras  # noqa: E402
-from srgan import SRGAN  # noqa: E402
-
 STEPS = 3
 TOLERANCE = 1e-4  # of a loss, relative
 
@@ -84,7 +82,7 @@ def go_on(folder):
 def run(arguments, **environment):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         cwd=ROOT,
         capture_output=True,
         text=True,

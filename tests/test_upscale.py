@@ -144,7 +144,7 @@ def test_cmyk_through_its_profile(command, tmp_path, colours, monkeypatch):
     """A printer's CMYK looks wrong, far too bright, if its profile is passed over."""
     calls = []
 
-    def convert(image, source, target, outputMode):  # noqa: N803, Pillow's name
+    def convert(image, source, target, **_options):
         calls.append(source.getvalue())
         result = image.convert("RGB").point(lambda level: level // 2)
         result.info["icc_profile"] = ImageCms.ImageCmsProfile(target).tobytes()
