@@ -7,7 +7,8 @@ law for their sizes, edges, areas and spectra come out like those of photographs
 restoration networks trained on such pictures work on real ones. Papers: Lee, Mumford
 and Huang, "Occlusion models for natural images", IJCV 2001; Achddou, Gousseau and
 Ladjal, "Synthetic images as a regularity prior for image restoration neural
-networks", SSVM 2021. Here lines, words, shading and skies are added to the leaves.
+networks", SSVM 2021. Here lines, words, ragged outlines, uneven light, blur, grain and
+skies are added to the leaves.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, PngImagePlugin
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, PngImagePlugin
 
 import command_line
 
@@ -45,12 +46,17 @@ PNG_COMPRESS_LEVEL = 3  # zlib's, of 9: more takes twice the time and saves litt
 OVERSAMPLING = 2  # drawn this many times larger, then averaged: smooth edges
 NUM_LARGE = 40  # leaves, first of all: no hole remains
 LARGE_RADII = (1 / 8, 1 / 3)  # of a side
-NUM_LEAVES = (400, 2500)  # after the large ones
+NUM_LEAVES = (150, 2500)  # after the large ones: from bare walls to foliage
 MIN_RADII = (1.0, 2.5)  # px, of a picture's smallest leaf: confetti or pebbles
 MAX_RADIUS = 1 / 3  # of a side
 MAX_STRETCH = 4.0  # a leaf's longer axis by its shorter
 NUM_OUTLINES = 32  # of each kind: ellipses, rectangles, polygons
 UNIT_SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.8  # area near pi
+CLUMPED = 0.6  # part of the pictures, as the next one of their small leaves
+IN_CLUMPS = 0.85
+MAX_CLUMPS = 3
+CLUMP_SPREADS = (0.05, 0.25)  # of a side, standard deviation
+SMALL_LEAF = 1 / 16  # of a side, radius: larger ones lie anywhere
 ALIGNED = 0.6  # part of the rectangles: parallel, as walls and windows are
 TILT = 0.1  # radians, standard deviation of their angle between pictures
 
@@ -58,23 +64,33 @@ POOL_SIZE = 12  # basic colours of one picture
 NUM_COLOURS = 256  # variants of them
 LUMINANCE_SHAPE = (1.3, 1.3)  # of a beta density: nearly even, fewer blacks and whites
 HUE_SPREAD = 0.8  # radians around a picture's own hue
-MEAN_CHROMAS = (8, 48)  # of 255: grey or colourful pictures
+MEAN_CHROMAS = (4, 36)  # of 255: grey or colourful pictures
 LIGHTNESS_SPREAD, TINT_SPREAD = 8, 2  # of 255, between variants
 
-TEXTURED = (0.4, 0.9)  # part of a picture's leaves
-SHADED = 0.3  # part of all leaves, as the next one
-SOFT_EDGED = 0.1
+TEXTURED = (0.6, 1.0)  # part of a picture's leaves
+SHADED = 0.6  # part of all leaves, as the next two
+SOFT_EDGED = 0.3
+RAGGED = 0.3  # torn along a noise, as foliage, clouds and coasts are
 TEXTURE_SIZE = 2  # px: smaller leaves show no texture
-SHADE_SIZE = 12  # px: smaller leaves show no shading
+SHADE_SIZE = 12  # px: smaller leaves are neither shaded nor ragged
 SHADOW = 0.5  # the darkest that shading makes a colour
 SHADE_MIDDLE = (10, 10, 54, 54)  # px of 64: what a turned square never leaves empty
 SOFT_EDGE = 4  # px of the canvas, mean
 TEXTURE_STRENGTHS = (0.15, 0.3, 0.6, 1.0)  # some faint, as those of skin and walls
 MIXTURE = np.linspace(0, 1, 256)[:, None]  # of two colours, by a texture's value
 NUM_NOISES = 5  # noise textures
-NOISE_EXPONENTS = (0.4, 1.6)  # amplitude is 1 / frequency to this power
+NOISE_EXPONENTS = (0.6, 2.2)  # amplitude is 1 / frequency to this power
 STRETCHES = (1, 1, 3, 8)  # of noise, along one direction
 CONTRASTS = (40, 60, 150)  # of noise, of 255; the last is nearly two-coloured
+COAST_EXPONENTS = (1.6, 2.4)  # of the noises whose level sets tear leaves
+NUM_COASTS = 2  # and as many of what they leave over
+COAST_ISLANDS = 3  # the longest wave of a coast, in waves a side
+NUM_GRAVELS = 2  # textures of many small stones, blades or flakes
+GRAVEL_RADII = (1.2, 5.0)  # px, of the smallest stones of a texture
+GRAVEL_RANGE = 4  # the largest stone by the smallest
+MAX_STONES = 15_000  # of a texture, for time's sake
+GRAVEL_CONTRASTS = (20, 60)  # of 255, between stones
+GRAVEL_SPREADS = (0.2, 3.0)  # radians: combed as fur and grass, or strewn
 NUM_PATTERNS = 3  # waves, stripes, checkers, ramps
 MIN_PERIOD = 2.5  # px, of patterns
 BENT = 0.5  # part of the patterns
@@ -93,9 +109,12 @@ UPRIGHT = 0.7  # part of the blocks
 UPRIGHT_TILT = 10  # degrees, standard deviation
 
 SKY_PICTURES = 0.3  # part of the pictures, as the next one
-SOFT_PICTURES = 0.2
+SOFT_PICTURES = 0.4
 SKY_HEIGHTS = (0.1, 0.6)  # of a side
 SOFT_PICTURE_BLURS = (0.3, 1.0)  # px, Gaussian
+MAX_UNEVENNESS = 0.6  # of a picture's light: at most 1.3 and 0.7 times the mean
+LIGHT_CELLS = 8  # a side: light changes over an eighth of it
+GRAIN = 2.0  # of 255, mean of the pictures' standard deviations
 
 
 class SampleFolders(NamedTuple):
@@ -119,10 +138,12 @@ class Painter:
         self.colours = _build_colours(rng)
         self.outlines = _build_outlines(rng)
         self.fields = _build_fields(self.side, rng)
+        self.coasts = _build_coasts(self.side, rng)
         self.shades = _build_shades()
         self.angle = rng.normal(0, TILT)
         self.textured = rng.uniform(*TEXTURED)
         self.horizon = self._choose_horizon()
+        self.clumps = self._choose_clumps()
         sky = self.shades[0].resize((self.side, self.side), Image.Resampling.BILINEAR)
         self.canvas = self._fill(self.side, self.side, sky)
         self.pen = ImageDraw.Draw(self.canvas)
@@ -144,20 +165,21 @@ class Painter:
         if self.rng.random() < SOFT_PICTURES:
             radius = OVERSAMPLING * self.rng.uniform(*SOFT_PICTURE_BLURS)
             self.canvas = self.canvas.filter(ImageFilter.GaussianBlur(radius))
-        return self.canvas.reduce(OVERSAMPLING)
+        return self._expose(self.canvas.reduce(OVERSAMPLING))
 
     def paint_leaf(self, radius):
-        """Draws one leaf: flat or textured, hard or soft, shaded or not.
+        """Draws one leaf: flat or textured, hard, soft or ragged, shaded or not.
 
         Args:
             radius: float, in px of the canvas.
         """
         outline = self._draw_outline(radius)
-        chances = (self.textured, SOFT_EDGED, SHADED)
-        textured, soft, shaded = self.rng.random(3) < chances
+        chances = (self.textured, SOFT_EDGED, SHADED, RAGGED)
+        textured, soft, shaded, ragged = self.rng.random(4) < chances
         textured = textured and radius > TEXTURE_SIZE * OVERSAMPLING
-        shaded = shaded and radius > SHADE_SIZE * OVERSAMPLING
-        if not (textured or soft or shaded):
+        is_large = radius > SHADE_SIZE * OVERSAMPLING
+        shaded, ragged = shaded and is_large, ragged and is_large
+        if not (textured or soft or shaded or ragged):
             self.pen.polygon(outline.ravel().tolist(), fill=self._choose_colour())
             return
         blur = int(min(radius / 4, self.rng.exponential(SOFT_EDGE))) + 1 if soft else 0
@@ -167,6 +189,9 @@ class Painter:
         left, top, right, bottom = box
         mask = Image.new("L", (right - left, bottom - top))
         ImageDraw.Draw(mask).polygon((outline - (left, top)).ravel().tolist(), fill=255)
+        if ragged:
+            coast = self.coasts[self.rng.integers(len(self.coasts))]
+            mask = ImageChops.multiply(mask, self._crop(coast, *mask.size))
         if soft:
             mask = mask.filter(ImageFilter.GaussianBlur(blur))
         patch = self._fill(*mask.size, self._choose_field() if textured else None)
@@ -230,9 +255,14 @@ class Painter:
         turn = np.array(
             [[cos * stretch, sin * stretch], [-sin / stretch, cos / stretch]]
         )
-        return corners @ turn + self._draw_centre()
+        return corners @ turn + self._draw_centre(radius)
 
-    def _draw_centre(self):
+    def _draw_centre(self, radius=math.inf):
+        """Where a leaf, a bundle or a block comes to lie; small leaves in clumps."""
+        is_small = radius < self.side * SMALL_LEAF
+        if self.clumps and is_small and self.rng.random() < IN_CLUMPS:
+            centre, spread = self.clumps[self.rng.integers(len(self.clumps))]
+            return centre + self.rng.normal(0, spread, 2)
         x, y = self.rng.random(2) * self.side
         return np.array([x, self.horizon + y * (1 - self.horizon / self.side)])
 
@@ -247,14 +277,30 @@ class Painter:
         """A patch of one colour, or of a field's values mixing two colours."""
         if field is None:
             return Image.new("RGB", (width, height), self._choose_colour())
-        left = self.rng.integers(field.width - width + 1)
-        top = self.rng.integers(field.height - height + 1)
-        patch = field.crop((left, top, left + width, top + height))
+        patch = self._crop(field, width, height)
         ends = np.array([self._choose_colour(), self._choose_colour()], float)
         ends[1] = ends[0] + (ends[1] - ends[0]) * self.rng.choice(TEXTURE_STRENGTHS)
         palette = ends[0] + MIXTURE * (ends[1] - ends[0])
         patch.putpalette(palette.astype(np.uint8).tobytes())
         return patch.convert("RGB")
+
+    def _crop(self, field, width, height):
+        left = self.rng.integers(field.width - width + 1)
+        top = self.rng.integers(field.height - height + 1)
+        return field.crop((left, top, left + width, top + height))
+
+    def _expose(self, picture):
+        """Takes the photograph: uneven light, and grain."""
+        field = self.fields[self.rng.integers(NUM_NOISES)]
+        cells = field.resize((LIGHT_CELLS, LIGHT_CELLS), Image.Resampling.BOX)
+        cells = np.asarray(cells, np.float32)
+        cells = (cells - cells.min()) / max(1.0, float(np.ptp(cells)))
+        cells = Image.fromarray(cells - 0.5)
+        light = np.asarray(cells.resize(picture.size, Image.Resampling.BICUBIC))
+        light = 1 + self.rng.uniform(0, MAX_UNEVENNESS) * light
+        grain = self.rng.normal(0, self.rng.exponential(GRAIN), light.shape)
+        levels = np.asarray(picture) * light[..., None] + grain[..., None]
+        return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
     def _shade(self, patch):
         """Lights a patch from one side: mixes it with its own darker self."""
@@ -269,6 +315,15 @@ class Painter:
 
     def _choose_field(self):
         return self.fields[self.rng.integers(len(self.fields))]
+
+    def _choose_clumps(self):
+        """Centres and spreads in px of the places where small leaves gather."""
+        if self.rng.random() > CLUMPED:
+            return []
+        count = self.rng.integers(1, MAX_CLUMPS + 1)
+        centres = self.rng.random((count, 2)) * self.side
+        spreads = self.rng.uniform(*CLUMP_SPREADS, count) * self.side
+        return list(zip(centres, spreads, strict=True))
 
     def _choose_horizon(self):
         """Height in px of the sky above the leaves; usually none."""
@@ -337,25 +392,76 @@ def _build_fields(side, rng):
     """The textures of one picture, which say how to mix two colours (mode L)."""
     noises = _build_noises(side, rng)
     fields = noises + [_build_pattern(noises[0], rng) for _ in range(NUM_PATTERNS)]
-    return [
+    images = [
         Image.fromarray(np.clip(field, 0, 255).astype(np.uint8)) for field in fields
     ]
+    return images + [_build_gravel(side, rng) for _ in range(NUM_GRAVELS)]
 
 
 def _build_noises(side, rng):
     """Coloured noise of mean 128, stretched along a direction as wood and fur are."""
-    white = np.fft.rfft2(rng.standard_normal((side, side), np.float32))
-    vertical = np.fft.fftfreq(side).astype(np.float32)[:, None]
-    horizontal = np.fft.rfftfreq(side).astype(np.float32)
+    white = _draw_white_spectrum(side, rng)
     noises = []
     for exponent in rng.uniform(*NOISE_EXPONENTS, NUM_NOISES).tolist():
         angle, stretch = rng.uniform(0, math.pi), float(rng.choice(STRETCHES))
-        along = horizontal * math.cos(angle) + vertical * math.sin(angle)
-        across = vertical * math.cos(angle) - horizontal * math.sin(angle)
-        power = (along * stretch) ** 2 + across**2 + side**-2
-        noise = np.fft.irfft2(white * power ** (-exponent / 2), (side, side))
+        noise = _colour_noise(white, exponent, angle, stretch)
         noises.append(128 + noise * (float(rng.choice(CONTRASTS)) / float(noise.std())))
     return noises
+
+
+def _build_coasts(side, rng):
+    """Black and white masks (mode L) with ragged edges: noises above and below 0."""
+    white = _draw_white_spectrum(side, rng)
+    coasts = []
+    for exponent in rng.uniform(*COAST_EXPONENTS, NUM_COASTS).tolist():
+        noise = _colour_noise(white, exponent, lowest=COAST_ISLANDS)
+        land = Image.fromarray(np.where(noise > 0, 255, 0).astype(np.uint8))
+        coasts += [land, ImageChops.invert(land)]
+    return coasts
+
+
+def _draw_white_spectrum(side, rng):
+    return np.fft.rfft2(rng.standard_normal((side, side), np.float32))
+
+
+def _colour_noise(white, exponent, angle=0.0, stretch=1.0, lowest=1.0):
+    """Gives white noise's spectrum an amplitude of 1 / frequency^exponent.
+
+    Waves of fewer than `lowest` a side are no stronger; along `angle` (radians) the
+    noise is `stretch` times longer.
+    """
+    side = len(white)
+    vertical = np.fft.fftfreq(side).astype(np.float32)[:, None]
+    horizontal = np.fft.rfftfreq(side).astype(np.float32)
+    along = horizontal * math.cos(angle) + vertical * math.sin(angle)
+    across = vertical * math.cos(angle) - horizontal * math.sin(angle)
+    power = (along * stretch) ** 2 + across**2 + (lowest / side) ** 2
+    return np.fft.irfft2(white * power ** (-exponent / 2), (side, side))
+
+
+def _build_gravel(side, rng):
+    """A texture (mode L) of small stones, blades or flakes: small dead leaves."""
+    least = OVERSAMPLING * rng.uniform(*GRAVEL_RADII)
+    count = min(MAX_STONES, int(side**2 / (4 * least**2)))  # they hide one another
+    part = rng.random(count)
+    radii = least * (1 - part * (1 - GRAVEL_RANGE**-2)) ** -0.5  # density ~ r^-3
+    stretch = MAX_STRETCH ** rng.uniform(0, 0.5)
+    turns = np.linspace(0, 2 * np.pi, 8, endpoint=False) + rng.uniform(0, 6, (count, 1))
+    reach = radii[:, None] * rng.uniform(0.6, 1.2, (count, 8))
+    along, across = np.cos(turns) * reach * stretch, np.sin(turns) * reach / stretch
+    spread = rng.choice(GRAVEL_SPREADS)
+    angles = rng.uniform(0, math.pi) + rng.normal(0, spread, (count, 1))
+    x, y = rng.random((2, count, 1)) * side
+    x = x + along * np.cos(angles) - across * np.sin(angles)
+    y = y + along * np.sin(angles) + across * np.cos(angles)
+    values = rng.normal(128, rng.uniform(*GRAVEL_CONTRASTS), count)
+    field = Image.new("L", (side, side), 128)
+    pen = ImageDraw.Draw(field)
+    corners = np.stack([x, y], 2).reshape(count, -1).tolist()
+    levels = np.clip(values, 0, 255).astype(int).tolist()
+    for outline, level in zip(corners, levels, strict=True):
+        pen.polygon(outline, fill=level)
+    return field
 
 
 def _build_pattern(noise, rng):
