@@ -77,6 +77,20 @@ def join_workers():
     return Workers(tf.distribute.MultiWorkerMirroredStrategy(), index, len(hosts))
 
 
+def grow_gpu_memory():
+    """Has TensorFlow take memory of GPUs as it needs it, not all at the start.
+
+    To be called before anything else uses TensorFlow; does nothing on other backends.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):  # in use already, as in a notebook
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
 def is_active():
     """Tells whether networks are being built for several workers."""
     if keras.backend.backend() != "tensorflow":
@@ -102,7 +116,15 @@ def is_worker_failure(error):
         return False
     import tensorflow as tf
 
-    return isinstance(error, tf.errors.OpError)
+    # Others, such as a lack of memory, are this worker's own.
+    gone = (
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.InternalError,
+        tf.errors.UnavailableError,
+    )
+    return isinstance(error, gone)
 
 
 class WorkerModel(keras.Model):

@@ -146,21 +146,23 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Keras's own code runs for float64, on other backends, and where statistics
     are synchronised between workers.
 
-    Attribute `is_frozen`, read when a step is traced: if `True`, training too
-    normalises by the moving statistics and leaves them alone, while scale and
-    offset (gamma and beta) are still trained. (Keras's `trainable = False`
-    would stop those as well.)
+    Attributes, read when a step is traced: `is_frozen`, if `True`, training
+    too normalises by the moving statistics and leaves them alone, while scale
+    and offset (gamma and beta) are still trained (Keras's `trainable = False`
+    would stop those as well). `is_fused`, if `False`, runs Keras's own code.
 
     Args:
         **kwargs: those of `keras.layers.BatchNormalization`.
     """
 
     is_frozen = False
+    is_fused = True
 
     def call(self, inputs, training=None, mask=None):
         training = training and not self.is_frozen
         if (
-            keras.backend.backend() != "tensorflow"
+            not self.is_fused
+            or keras.backend.backend() != "tensorflow"
             or self.compute_dtype == "float64"
             or self.synchronized
             or len(inputs.shape) != 4

@@ -784,6 +784,7 @@ def main(argv=None):
     """
     args = parse_args(argv)
     try:
+        distribution.grow_gpu_memory()
         workers = distribution.join_workers()
         with contextlib.ExitStack() as stack:
             if workers.is_chief:
@@ -906,8 +907,9 @@ def _prepare_backend(args):
 
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+        # On GPUs, the fused kernel's gradient for fixed statistics is not.
+        is_gpu = bool(tf.config.list_physical_devices("GPU"))
+        networks.BatchNormalization.is_fused = not is_gpu
 
 
 def _build(args):

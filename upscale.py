@@ -23,6 +23,7 @@ from PIL import Image
 
 import checkpoints
 import command_line
+import distribution
 from data_loader import IMAGE_SUFFIXES, SCALE, to_uint8
 from pictures import FORMATS, MAX_PIXELS, fit_format, read_picture, save_image
 from tiling import enlarge
@@ -294,6 +295,7 @@ def main(argv=None):
     """
     args = parse_args(argv)
     try:
+        distribution.grow_gpu_memory()
         check_output(args.output)
         jobs, earlier = find_jobs(args.inputs, args.output, args.format)
         generator, weights = checkpoints.load_generator(args.weights, args.precision)

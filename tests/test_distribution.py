@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import distribution
+import srgan
 from quiet import keras
 
 ROOT = Path(__file__).parent.parent
@@ -188,7 +189,48 @@ def test_a_lost_worker_ends_the_others(tmp_path, image_folder):
     assert list(checkpoints.glob("step-*"))
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"cluster": {"worker": ["a:1"]}}'])
+def test_gpu_memory_grows_before_anything_else(monkeypatch):
+    """TensorFlow refuses the setting once a strategy has looked at the devices."""
+    import tensorflow as tf
+
+    calls = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    monkeypatch.setattr(
+        tf.config.experimental,
+        "set_memory_growth",
+        lambda *arguments: calls.append(arguments),
+    )
+
+    def join_workers():
+        calls.append("join")
+        raise ValueError("enough for this test")
+
+    monkeypatch.setattr(distribution, "join_workers", join_workers)
+    assert srgan.main(["--content-loss", "mse"]) == 2
+    assert calls == [("GPU", True), "join"]
+
+
+def test_own_failures_are_not_blamed_on_other_workers(monkeypatch):
+    """Whoever reads "another worker failed" looks at the wrong machine."""
+    import tensorflow as tf
+
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    lost = tf.errors.UnavailableError(None, None, "Connection reset by peer")
+    own = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    assert distribution.is_worker_failure(lost)
+    assert not distribution.is_worker_failure(own)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "{}",
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}',
+    ],
+)
 def test_senseless_configurations_are_named(monkeypatch, text):
     """TensorFlow waits for ever for workers that do not exist."""
     monkeypatch.setenv("TF_CONFIG", text)

@@ -133,6 +133,56 @@ def test_batch_normalisation_equals_keras(training):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 0.05)]
+)
+def test_batch_normalisation_trains_as_keras_does(is_frozen, policy, tolerance):
+    """Wrong gradients of the fused kernel leave outputs right and training wrong."""
+    images = np.random.default_rng(0).normal(1, 2, (2, 6, 5, 3)).astype("float32")
+    targets = np.random.default_rng(1).normal(0, 1, images.shape).astype("float32")
+    trained = []
+    for kind in (networks.BatchNormalization, keras.layers.BatchNormalization):
+        keras.utils.set_random_seed(0)
+        convolution = keras.layers.Conv2D(3, 3, padding="same", dtype=policy)
+        layer = kind(momentum=0.8, dtype=policy)
+        model = keras.Sequential([keras.Input((None, None, 3)), convolution, layer])
+        randomise(layer)
+        if kind is networks.BatchNormalization:
+            layer.is_frozen = is_frozen
+        elif is_frozen:  # as this layer alone can: statistics that stand still
+            model = keras.Sequential(
+                [keras.Input((None, None, 3)), convolution, _Inference(layer)]
+            )
+        model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
+        model.train_on_batch(images, targets)
+        trained.append([*convolution.get_weights(), *layer.get_weights()])
+    for ours, theirs in zip(*trained, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=tolerance)
+
+
+class _Inference(keras.layers.Layer):
+    """Runs a layer in inference mode, always; its weights are trained."""
+
+    def __init__(self, layer):
+        super().__init__(dtype=layer.dtype_policy)
+        self.layer = layer
+
+    def call(self, inputs):
+        return self.layer(inputs, training=False)
+
+
+def test_fused_kernel_can_be_done_without(monkeypatch):
+    """On GPUs, TensorFlow has no deterministic gradient of it for fixed statistics."""
+    layer = networks.BatchNormalization()
+    layer.build((None, None, None, 2))
+    images = np.ones((1, 2, 2, 2), "float32")
+    expected = to_numpy(layer(images))
+    monkeypatch.setattr(networks.BatchNormalization, "is_fused", False)
+    monkeypatch.setattr(networks.BatchNormalization, "_fused_call", None)
+    np.testing.assert_allclose(to_numpy(layer(images)), expected, atol=1e-6)
+
+
 def test_frozen_batch_normalisation_does_not_move():
     """The frozen discriminator's statistics would drift in the generator's step."""
     layer = networks.BatchNormalization()
