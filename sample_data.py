@@ -20,6 +20,7 @@ import shutil
 import signal
 import string
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -42,9 +43,11 @@ PHOTOGRAPH = "grace_hopper.jpg"  # matplotlib's: US Navy, public domain
 PNG_COMPRESS_LEVEL = 3  # zlib's, of 9: more takes twice the time and saves little
 
 # What follows was tuned until power spectrum, gradients and luminance came close to
-# those of photographs. Changed numbers give other pictures for the same seed.
+# those of photographs. Changed numbers give other pictures for the same seed, and
+# need another number of the recipe: pictures of an older one are then drawn again.
+RECIPE = 2
 OVERSAMPLING = 2  # drawn this many times larger, then averaged: smooth edges
-NUM_LARGE = 40  # leaves, first of all: no hole remains
+NUM_LARGE = 40  # leaves, first of all: next to no hole remains
 LARGE_RADII = (1 / 8, 1 / 3)  # of a side
 NUM_LEAVES = (150, 2500)  # after the large ones: from bare walls to foliage
 MIN_RADII = (1.0, 2.5)  # px, of a picture's smallest leaf: confetti or pebbles
@@ -52,8 +55,8 @@ MAX_RADIUS = 1 / 3  # of a side
 MAX_STRETCH = 4.0  # a leaf's longer axis by its shorter
 NUM_OUTLINES = 32  # of each kind: ellipses, rectangles, polygons
 UNIT_SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.8  # area near pi
-CLUMPED = 0.6  # part of the pictures, as the next one of their small leaves
-IN_CLUMPS = 0.85
+CLUMPED = 0.6  # part of the pictures, in which small leaves gather
+IN_CLUMPS = 0.85  # part of their small leaves
 MAX_CLUMPS = 3
 CLUMP_SPREADS = (0.05, 0.25)  # of a side, standard deviation
 SMALL_LEAF = 1 / 16  # of a side, radius: larger ones lie anywhere
@@ -68,9 +71,9 @@ MEAN_CHROMAS = (4, 36)  # of 255: grey or colourful pictures
 LIGHTNESS_SPREAD, TINT_SPREAD = 8, 2  # of 255, between variants
 
 TEXTURED = (0.6, 1.0)  # part of a picture's leaves
-SHADED = 0.6  # part of all leaves, as the next two
-SOFT_EDGED = 0.3
-RAGGED = 0.3  # torn along a noise, as foliage, clouds and coasts are
+SHADED = 0.6  # part of all leaves
+SOFT_EDGED = 0.3  # part of all leaves
+RAGGED = 0.3  # part of all leaves: torn along a noise, as foliage and coasts are
 TEXTURE_SIZE = 2  # px: smaller leaves show no texture
 SHADE_SIZE = 12  # px: smaller leaves are neither shaded nor ragged
 SHADOW = 0.5  # the darkest that shading makes a colour
@@ -108,11 +111,11 @@ LETTERS = list(string.ascii_letters + string.digits + "    .,&!?")
 UPRIGHT = 0.7  # part of the blocks
 UPRIGHT_TILT = 10  # degrees, standard deviation
 
-SKY_PICTURES = 0.3  # part of the pictures, as the next one
-SOFT_PICTURES = 0.4
+SKY_PICTURES = 0.3  # part of the pictures
+SOFT_PICTURES = 0.4  # part of the pictures
 SKY_HEIGHTS = (0.1, 0.6)  # of a side
 SOFT_PICTURE_BLURS = (0.3, 1.0)  # px, Gaussian
-MAX_UNEVENNESS = 0.6  # of a picture's light: at most 1.3 and 0.7 times the mean
+MAX_UNEVENNESS = 0.6  # of a picture's light: from about 0.7 to 1.3 times the mean
 LIGHT_CELLS = 8  # a side: light changes over an eighth of it
 GRAIN = 2.0  # of 255, mean of the pictures' standard deviations
 
@@ -326,7 +329,7 @@ class Painter:
         return list(zip(centres, spreads, strict=True))
 
     def _choose_horizon(self):
-        """Height in px of the sky above the leaves; usually none."""
+        """Height in px of the sky above the leaves, where only clumps are; or 0."""
         is_sky = self.rng.random() < SKY_PICTURES
         return self.side * self.rng.uniform(*SKY_HEIGHTS) if is_sky else 0.0
 
@@ -496,10 +499,10 @@ def write_dataset(
 ):
     """Writes pictures `leaf-00000.png`, ...; those already there are kept.
 
-    Picture i depends on `(size, seed, i)` alone, and a file appears once it is whole,
-    so a run that was stopped goes on where it was. A picture of another size or seed
-    is drawn again. Programs that call this with several workers need the usual guard
-    `if __name__ == "__main__":`, because processes are spawned.
+    Picture i depends on `(size, seed, i)` and `RECIPE` alone, and a file appears once
+    it is whole, so a run that was stopped goes on where it was. A picture of another
+    size, seed or recipe is drawn again. Programs that call this with several workers
+    need the usual guard `if __name__ == "__main__":`, because processes are spawned.
 
     Args:
         folder: path; made if missing.
@@ -528,7 +531,7 @@ def write_dataset(
         _report(map(_write_picture, missing), count - len(missing), count, progress)
     else:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _ignore_interrupt) as pool:
+        with ProcessPoolExecutor(workers, context, _start_worker) as pool:
             with _interrupts_held():  # the workers start here
                 done = pool.map(_write_picture, missing)
             _report(done, count - len(missing), count, progress)
@@ -548,9 +551,16 @@ def _interrupts_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
 
-def _ignore_interrupt():
+def _start_worker():
     """Leaves Ctrl-C to the parent, which lets each worker end its picture."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """Ends a worker whose parent was killed: it would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _report(done, num_there, count, progress):
@@ -584,8 +594,8 @@ def _is_whole(path, size, seed):
 
 
 def _describe(size, seed):
-    """The call that draws a picture, kept in its file."""
-    return f"sample_data.draw_leaves({size}, {tuple(seed)})"
+    """The call that draws a picture, and the recipe, kept in its file."""
+    return f"sample_data.draw_leaves({size}, {tuple(seed)}), recipe {RECIPE}"
 
 
 def write_sample_dataset(datasets_folder="datasets"):
@@ -659,6 +669,27 @@ class ProgressLine:
         self.shown = number * 10 // count
 
 
+FLAGS = {
+    "pictures": (
+        ("--count", command_line.positive_int, "how many"),
+        ("--size", command_line.positive_int, "side of each, px, at least 16"),
+        ("--seed", command_line.non_negative_int, "another gives other pictures"),
+        ("--output", "FOLDER", "where they go"),
+        (
+            "--workers",
+            command_line.positive_int,
+            "number of processes [one for each core]",
+        ),
+    ),
+}
+DEFAULTS = {
+    "count": DEFAULT_COUNT,
+    "size": DEFAULT_SIZE,
+    "seed": 0,
+    "output": "datasets/leaves",
+}
+
+
 def parse_args(argv=None):
     """Reads the command line.
 
@@ -673,17 +704,8 @@ def parse_args(argv=None):
         usage="python sample_data.py [flags]",
         description="Draws training images that nobody owns: dead leaves.",
     )
-    add = parser.add_argument
-    add("--count", type=int, default=DEFAULT_COUNT, metavar="N",
-        help=f"number of pictures [{DEFAULT_COUNT}]")  # fmt: skip
-    add("--size", type=int, default=DEFAULT_SIZE, metavar="N",
-        help=f"side of each, px [{DEFAULT_SIZE}]")  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N",
-        help="another number gives other pictures [0]")  # fmt: skip
-    add("--output", type=Path, default=Path("datasets/leaves"), metavar="FOLDER",
-        help="where they go [datasets/leaves]")  # fmt: skip
-    add("--workers", type=int, metavar="N",
-        help="number of processes [one for each core]")  # fmt: skip
+    command_line.add_flags(parser, FLAGS, DEFAULTS)
+    parser.set_defaults(**DEFAULTS)
     return parser.parse_args(argv)
 
 
@@ -703,18 +725,18 @@ def main(argv=None):
             args.output, args.count, args.size, args.seed, args.workers, ProgressLine()
         )
     except (ValueError, OSError) as error:
-        print(f"sample_data.py: {error}", file=sys.stderr)
-        return 2
+        print(f"sample_data.py: {command_line.one_line(error)}", file=sys.stderr)
+        return command_line.EXIT_USAGE
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again to go on.", file=sys.stderr)
-        return 130
+        return command_line.EXIT_SIGNAL + 2
     except BrokenProcessPool:
         print(
             "sample_data.py: a worker was ended from outside, perhaps for want of "
             "memory. Run the same command again with a smaller --workers.",
             file=sys.stderr,
         )
-        return 1
+        return command_line.EXIT_FAILED
     print(f"{number} new pictures of {args.size} px in {args.output}")
     return 0
 

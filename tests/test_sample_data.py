@@ -77,6 +77,33 @@ def test_power_spectrum_falls_like_that_of_photographs(pictures):
     assert -2.8 < slope < -1.5
 
 
+def test_coasts_tear_leaves():
+    """A mask of one value would tear nothing, or swallow the leaf."""
+    coasts = sample_data._build_coasts(64, np.random.default_rng(0))
+    for land, sea in zip(coasts[::2], coasts[1::2], strict=True):
+        land, sea = np.asarray(land), np.asarray(sea)
+        assert set(np.unique(land)) == {0, 255}
+        assert 0.2 < (land == 255).mean() < 0.8
+        assert np.all(land ^ sea == 255)
+
+
+def test_gravel_hides_the_ground():
+    """Few stones on one colour are confetti again, not a texture."""
+    for seed in range(4):
+        field = sample_data._build_gravel(128, np.random.default_rng(seed))
+        counts = np.bincount(np.asarray(field).ravel(), minlength=256)
+        assert counts.max() < 0.5 * counts.sum()
+
+
+def test_light_and_grain_leave_no_picture_flat():
+    """Photographs have next to no flat area; a sky without noise is none."""
+    painter = sample_data.Painter(64, np.random.default_rng(0))
+    flat = Image.new("RGB", (64, 64), (128, 128, 128))
+    levels = np.asarray(painter._expose(flat)).astype(int)
+    assert np.ptp(levels) > 5
+    assert np.all(levels == levels[..., :1])  # of light alone, not of colour
+
+
 @pytest.mark.parametrize("size", [16, 17, 50])
 def test_small_and_odd_sizes(size):
     assert draw_leaves(size, 0).shape == (size, size, 3)
@@ -133,6 +160,15 @@ def test_interrupted_run_goes_on(tmp_path):
     assert kept.stat().st_mtime_ns == written
 
 
+def test_pictures_of_an_older_recipe_are_drawn_again(tmp_path, monkeypatch):
+    """A folder of two recipes would be neither, and no seed would make it again."""
+    monkeypatch.setattr(sample_data, "RECIPE", sample_data.RECIPE - 1)
+    write_dataset(tmp_path, 1, 32, workers=1)
+    monkeypatch.undo()
+    assert write_dataset(tmp_path, 1, 32, workers=1) == 1
+    assert write_dataset(tmp_path, 1, 32, workers=1) == 0
+
+
 def test_failed_write_leaves_no_picture(tmp_path, monkeypatch):
     """Half a PNG under its final name would be trained on."""
 
@@ -179,7 +215,6 @@ def test_command_writes_and_reports(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--count", "0"], "Expected count of at least 1, got 0. Pass a larger count."),
         (["--size", "15"], "Expected size of at least 16, got 15. Pass a larger size."),
         (["--output", str(SCRIPT)], "Expected a folder"),
         (["--output", str(SCRIPT / "leaves")], "Name another folder."),
@@ -211,6 +246,44 @@ def test_interrupt_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert error.strip() == "Stopped. Run the same command again to go on."
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("flag", ["--count", "--workers"])
+def test_bad_flags_are_named(capsys, flag):
+    """A message about "count" does not say which flag it was."""
+    with pytest.raises(SystemExit, match="2"):
+        main([flag, "0"])
+    assert f"{flag}: expected a whole number >= 1" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's /proc")
+def test_killed_command_leaves_no_worker_behind(tmp_path):
+    """Workers of a killed parent waited for work for ever."""
+    command = [sys.executable, str(SCRIPT), "--size", "32", "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path)], stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = [Path(f"/proc/{child}") for child in children.read_text().split()]
+    assert len(workers) >= 2
+    process.kill()
+    process.wait(timeout=30)
+    deadline = time.monotonic() + 30
+    while any(map(_is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [worker for worker in workers if _is_running(worker)]
+
+
+def _is_running(process):
+    """Tells whether a folder of /proc is that of a process that has not ended."""
+    try:
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"  # ended, and not yet waited for
 
 
 @pytest.mark.parametrize("function", [draw_leaves, write_dataset, write_sample_dataset])
