@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 import command_line
+import distribution
 import networks
 from data_loader import (
     BATCHES_AHEAD,
@@ -39,11 +41,13 @@ from quiet import keras
 from srgan import BATCH_SIZE, SRGAN
 
 OURS, SOURCE = "ours", "the source's way"
+SIDES = {"ours": OURS, "source": SOURCE}  # values of --side
 TASKS = ("pre-training", "adversarial", "inference", "loading")
 BACKWARD_FACTOR = 3  # a training step: forward, and gradients of inputs and weights
 FROZEN_FACTOR = 2  # through frozen networks: forward, and gradients of inputs
 PRODUCT_SIDE = 2048  # of the square matrices whose product is the ceiling
 PRODUCT_RUNS = 3  # the fastest counts
+PRODUCT_SECONDS = 0.05  # at least, of one run: a GPU does many products in it
 
 IMAGE_SIZE = (640, 480)  # px, width and height of the JPEGs that are read
 NUM_JPEGS = 8  # distinct ones; the others are links to them
@@ -234,14 +238,22 @@ def measure_ceiling(precision):
     dtype = keras.DTypePolicy(precision).compute_dtype
     random = np.random.default_rng(0)
     matrix = random.standard_normal((PRODUCT_SIDE, PRODUCT_SIDE)).astype("float32")
+    matrix /= PRODUCT_SIDE**0.5  # so that products stay as large as it
     matrix = keras.ops.cast(keras.ops.convert_to_tensor(matrix), dtype)
-    fastest = np.inf
-    for _ in range(PRODUCT_RUNS + 1):  # the first one also prepares
-        started = time.perf_counter()
-        product = keras.ops.matmul(matrix, matrix)
+
+    def multiply(count):
+        started, product = time.perf_counter(), matrix
+        for _ in range(count):
+            product = keras.ops.matmul(product, matrix)
         keras.ops.convert_to_numpy(keras.ops.cast(product[0], "float32"))  # waits
-        fastest = min(fastest, time.perf_counter() - started)
-    return 2 * PRODUCT_SIDE**3 / fastest
+        return time.perf_counter() - started
+
+    multiply(1)  # prepares
+    count = 1
+    while multiply(count) < PRODUCT_SECONDS:
+        count *= 2
+    fastest = min(multiply(count) for _ in range(PRODUCT_RUNS))
+    return count * 2 * PRODUCT_SIDE**3 / fastest
 
 
 # Measuring -------------------------------------------------------------------
@@ -481,6 +493,40 @@ def peak_memory():
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
+def measure_memory(arguments):
+    """Measures the peak memory of each side, in a process of its own.
+
+    Args:
+        arguments: list of str, the command line.
+
+    Returns:
+        dict of side to megabytes, or `None` where it cannot be measured.
+    """
+    peaks = {}
+    for side in SIDES:
+        command = [sys.executable, __file__, *arguments, "--side", side]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise RuntimeError(f"The process of --side {side} failed: {result.stderr}")
+        peaks[SIDES[side]] = json.loads(result.stdout)
+    return peaks
+
+
+def run_side(args):
+    """Does one step of each task on one side; prints the peak memory in MB.
+
+    Args:
+        args: `argparse.Namespace` of `parse_args`.
+    """
+    gan = build_sides(args)[SIDES[args.side]]
+    random = np.random.default_rng(0)
+    shape = (args.batch_size, args.crop_size, args.crop_size, 3)
+    hr = random.uniform(-1, 1, shape).astype("float32")
+    for task in TASKS if args.which == "all" else (args.which,):
+        run_step(gan, task, Batch(hr[:, ::SCALE, ::SCALE], hr))
+    print(json.dumps(peak_memory()))
+
+
 def print_report(report):
     """Prints the tables.
 
@@ -499,9 +545,9 @@ def print_report(report):
         }[kind]
         value = 100 * value if kind == "waited" else value
         print(f"{value:8.2f} {text}, {int(count):,} files")
-    if report["peak_megabytes"] is not None:
-        peak = f"{report['peak_megabytes']:,.0f} MB"
-        print(f"Peak memory of the whole process, both sides: {peak}")
+    for name, peak in report.get("peak_megabytes", {}).items():
+        if peak is not None:
+            print(f"Peak memory of a process, {name}: {peak:,.0f} MB")
 
 
 def _print_rows(report):
@@ -532,7 +578,12 @@ def _print_rows(report):
 FLAGS = {
     "what is measured": (
         ("--which", ("all", *TASKS), "loading: pre-training that reads its images"),
-        ("--data", bool, "reading of images alone, 256 px crops"),
+        (
+            "--data",
+            bool,
+            "reading of 256 px crops alone; heeds --batch-size, --repeats, --json",
+        ),
+        ("--side", tuple(SIDES), "print the peak memory of one side, nothing else"),
         ("--content-loss", ("mse", "source"), "source: VGG19, random weights"),
         ("--precision", ("float32", "mixed_bfloat16", "mixed_float16"), "of ours"),
     ),
@@ -615,6 +666,15 @@ def main(argv=None):
         int, exit code.
     """
     args = parse_args(argv)
+    distribution.grow_gpu_memory()
+    if args.side:
+        run_side(args)
+        return 0
+    try:
+        if args.json:
+            command_line.check_result_path(args.json, "--json")
+    except OSError as error:
+        command_line.fail(error, "benchmark.py")
     if args.data:
         print(f"Reading of {args.batch_size} crops of {SOURCE_CROP} px a batch")
     else:
@@ -632,13 +692,12 @@ def main(argv=None):
             report["data"] = measure_data(args, images)
         else:
             report |= measure_networks(args, images)
-    report["peak_megabytes"] = peak_memory()
+            report["peak_megabytes"] = measure_memory(
+                sys.argv[1:] if argv is None else argv
+            )
     print_report(report)
     if args.json:
-        try:
-            Path(args.json).write_text(json.dumps(report, indent=1))
-        except OSError as error:
-            command_line.fail(f"Cannot write {args.json}: {error}.", "benchmark.py")
+        Path(args.json).write_text(json.dumps(report, indent=1))
     return 0
 
 

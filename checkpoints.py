@@ -516,7 +516,8 @@ def _check_shipped_digest(file):
     sums = file.with_name(DIGESTS_FILE)
     if not sums.is_file():
         return
-    digests = dict(reversed(line.split()) for line in sums.read_text().splitlines())
+    lines = [line.split(maxsplit=1) for line in sums.read_text().splitlines()]
+    digests = {line[1]: line[0] for line in lines if len(line) == 2}
     if file.name in digests and digests[file.name] != digest(file):
         raise ValueError(
             f"{file} is damaged: its SHA-256 digest is not the one in {sums}. "

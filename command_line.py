@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 EXIT_FAILED = 1  # the work itself failed
 EXIT_USAGE = 2  # the user's mistake: flag, folder, file
@@ -92,6 +93,29 @@ def make_writable(folder):
     """
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
+
+
+def check_result_path(path, flag, is_folder=False):
+    """Makes the folder of a result, before any work.
+
+    Args:
+        path: path of a file, or of a folder.
+        flag: str, the flag that named it.
+        is_folder: bool, whether `path` is that of a folder.
+
+    Raises:
+        OSError: if nothing can be written there.
+    """
+    path = Path(path)
+    try:
+        if not is_folder and path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        make_writable(path if is_folder else path.parent)
+    except OSError as error:
+        raise OSError(
+            f"Expected a place to write to, but {path} cannot be one: "
+            f"{error.strerror}. Pass another {flag}."
+        ) from error
 
 
 def one_line(message):

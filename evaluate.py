@@ -22,6 +22,7 @@ from PIL import Image
 
 import checkpoints
 import command_line
+import distribution
 import figures
 import metrics
 import networks
@@ -579,6 +580,7 @@ def main(argv=None):
 
 
 def _evaluate(args):
+    distribution.grow_gpu_memory()
     _check_writable(args)
     args.hr = args.hr or _default_originals()
     pairs, problems = find_pairs(args.hr, args.lr)
@@ -630,18 +632,8 @@ def _check_writable(args):
     """Makes the folders of all results, before any work."""
     for flag in ("output", "json", "csv"):
         path = getattr(args, flag)
-        if path is None:
-            continue
-        folder = path if flag == "output" else path.parent
-        try:
-            if flag != "output" and path.is_dir():
-                raise IsADirectoryError(None, "it is a folder")
-            command_line.make_writable(folder)
-        except OSError as error:
-            raise OSError(
-                f"Expected a place to write to, but {path} cannot be one: "
-                f"{error.strerror}. Pass another --{flag}."
-            ) from error
+        if path is not None:
+            command_line.check_result_path(path, f"--{flag}", flag == "output")
 
 
 def _default_originals():

@@ -137,6 +137,45 @@ def test_missing_tensorflow_is_made_do_without(backend):
     assert result.stdout.split() == [backend], result.stderr
 
 
+def test_commands_do_not_need_tensorflow():
+    """One import of it by name, and no other backend could be used without it."""
+    others = [name for name in ("jax", "torch") if importlib.util.find_spec(name)]
+    if not others:
+        pytest.skip("neither jax nor torch is installed")
+    program = (
+        "import sys\n"
+        "sys.modules['tensorflow'] = None\n"
+        "import benchmark, evaluate, sample_data, srgan, upscale\n"
+    )
+    result = run(["-c", program], KERAS_BACKEND=others[0])
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_commands_run_on_other_backends(backend, tmp_path, image_folder):
+    """Losses that agree are of no use where the commands fail."""
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    images, weights = tmp_path / "images", tmp_path / "weights"
+    training = [
+        *("srgan.py", "--dataset", image_folder, "--crop-size", 16, "--batch-size", 2),
+        *("--content-loss", "mse", "--pretrain-steps", 1, "--train-steps", 1),
+        *("--weights-dir", weights, "--images-dir", images),
+    ]
+    trained = weights / "training_checkpoints"
+    photo = next(image_folder.glob("*.png"))
+    commands = (
+        training,
+        ["evaluate.py", "--weights", trained, "--hr", image_folder, "--output", images],
+        ["upscale.py", photo, "--weights", trained, "--output", images],
+    )
+    for command in commands:
+        result = run(command, KERAS_BACKEND=backend)
+        assert result.returncode == 0, (command, result.stderr)
+    assert (images / f"{photo.stem}_x4.png").is_file()
+
+
 if __name__ == "__main__":
     their_folder, our_folder = sys.argv[1:]
     answer = {"losses": train(their_folder), "resumed": go_on(our_folder)}

@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import benchmark
 import networks
-from data_loader import DataLoader
+from data_loader import SOURCE_BLUR, DataLoader, degrade, to_uint8
 from quiet import keras
 
 TINY = {"num_residual_blocks": 1, "num_filters": 4}
@@ -24,6 +25,9 @@ def small(monkeypatch):
     monkeypatch.setattr(benchmark, "FEW_FILES", 9)
     monkeypatch.setattr(benchmark, "MANY_FILES", 20)
     monkeypatch.setattr(benchmark, "DATA_BATCHES", 2)
+    # Its processes would have the real networks.
+    peaks = {benchmark.OURS: 1.0, benchmark.SOURCE: 2.0}
+    monkeypatch.setattr(benchmark, "measure_memory", lambda arguments: peaks)
 
 
 def randomise(gan):
@@ -119,7 +123,37 @@ def test_report_names_everything(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "the source's way in float32" in out
     assert "x as fast" in out
-    assert "Peak memory" in out
+    assert "Peak memory of a process, the source's way: 2 MB" in out
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("side", benchmark.SIDES)
+def test_one_side_prints_its_memory_alone(side, capsys, monkeypatch):
+    """Both sides in one process would share one peak."""
+    sides = []
+    monkeypatch.setattr(benchmark, "run_step", lambda gan, *_: sides.append(type(gan)))
+    assert benchmark.main([*SMALL, "--content-loss", "mse", "--side", side]) == 0
+    assert json.loads(capsys.readouterr().out) > 10
+    plain = side == "source"
+    assert {issubclass(kind, benchmark.SourceWay) for kind in sides} == {plain}
+
+
+def test_an_unwritable_result_is_named_before_the_work(tmp_path, capsys):
+    """Minutes of measuring were lost."""
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(["--json", str(tmp_path)])
+    assert "Pass another --json" in capsys.readouterr().err
+
+
+def test_the_ceiling_is_a_rate(monkeypatch):
+    """A product that ends before it is seen to run would measure the waiting."""
+    monkeypatch.setattr(benchmark, "PRODUCT_SIDE", 256)
+    rates = []
+    for seconds in (1e-6, 0.02):
+        monkeypatch.setattr(benchmark, "PRODUCT_SECONDS", seconds)
+        rates.append(benchmark.measure_ceiling("float32"))
+    assert 0.2 < rates[1] / rates[0] < 20
+    assert rates[1] > 1e8
 
 
 @pytest.mark.usefixtures("small")
@@ -142,6 +176,12 @@ def test_plain_loading_is_the_loaders(tmp_path):
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.shape == other.shape
         assert mine.dtype == other.dtype
+    for batch in (ours, theirs):
+        for lr, hr in zip(*batch, strict=True):
+            lr, hr = to_uint8(lr), to_uint8(hr)
+            made = np.asarray(degrade(Image.fromarray(hr), SOURCE_BLUR)).astype(int)
+            # A flip comes after the blur, whose rounding is not symmetric.
+            assert np.abs(made - lr).max() <= 2
     assert len(paths) == 9
 
 

@@ -50,6 +50,18 @@ def test_they_are_the_files_of_the_model_card():
         assert file.stat().st_size < MAX_BYTES
 
 
+def test_damaged_ones_are_refused(tmp_path):
+    """A download that was cut short, or tampered with, would enlarge all the same."""
+    name = "srresnet-bicubic.weights.h5"
+    content = bytearray((FOLDER / name).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / name).write_bytes(content)
+    sums = (FOLDER / checkpoints.DIGESTS_FILE).read_text()
+    (tmp_path / checkpoints.DIGESTS_FILE).write_text(sums + "\n")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        checkpoints.load_generator(tmp_path / name)
+
+
 def test_they_are_measured_with_the_blur_they_were_trained_with():
     """With another one they are worse than bicubic."""
     files = [FOLDER / f"{name}.weights.h5" for name in BLURS]
