@@ -67,7 +67,8 @@ POOL_SIZE = 12  # basic colours of one picture
 NUM_COLOURS = 256  # variants of them
 LUMINANCE_SHAPE = (1.3, 1.3)  # of a beta density: nearly even, fewer blacks and whites
 HUE_SPREAD = 0.8  # radians around a picture's own hue
-MEAN_CHROMAS = (4, 36)  # of 255: grey or colourful pictures
+MEAN_CHROMAS = (4, 80)  # of 255: grey or colourful pictures
+MAX_CHROMA = 1.2  # by the distance to black or white: these have no hue
 LIGHTNESS_SPREAD, TINT_SPREAD = 8, 2  # of 255, between variants
 
 TEXTURED = (0.6, 1.0)  # part of a picture's leaves
@@ -359,8 +360,8 @@ def _build_colours(rng):
     luminance = 255 * rng.beta(*LUMINANCE_SHAPE, POOL_SIZE)
     hue = rng.uniform(0, 2 * np.pi) + rng.normal(0, HUE_SPREAD, POOL_SIZE)
     chroma = rng.exponential(rng.uniform(*MEAN_CHROMAS), POOL_SIZE)
-    # Black and white have no hue: chroma fades towards both.
-    chroma = np.minimum(chroma, 0.6 * np.minimum(luminance, 255 - luminance))
+    # Where strong colours are rare, a network takes those of photographs for paler.
+    chroma = np.minimum(chroma, MAX_CHROMA * np.minimum(luminance, 255 - luminance))
     blue, red = chroma * np.cos(hue), chroma * np.sin(hue)
     offsets = [1.402 * red, -0.344 * blue - 0.714 * red, 1.772 * blue]  # JPEG's YCbCr
     return _vary_colours(np.stack(offsets, 1) + luminance[:, None], NUM_COLOURS, rng)
