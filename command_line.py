@@ -4,6 +4,7 @@ parser = command_line.ArgumentParser(description=__doc__)
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -110,6 +111,8 @@ def check_result_path(path, flag, is_folder=False):
     try:
         if not is_folder and path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
+        if not is_folder and path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(None, "it is read-only")
         make_writable(path if is_folder else path.parent)
     except OSError as error:
         raise OSError(

@@ -116,15 +116,20 @@ def is_worker_failure(error):
         return False
     import tensorflow as tf
 
-    # Others, such as a lack of memory, are this worker's own.
     gone = (
         tf.errors.AbortedError,
         tf.errors.CancelledError,
         tf.errors.DeadlineExceededError,
-        tf.errors.InternalError,
+        tf.errors.FailedPreconditionError,  # it has been started again
         tf.errors.UnavailableError,
     )
-    return isinstance(error, gone)
+    # Others, such as a lack of memory or a fault of the GPU, are this worker's own.
+    is_internal = isinstance(error, tf.errors.InternalError)
+    return isinstance(error, gone) or (is_internal and _is_collective(str(error)))
+
+
+def _is_collective(text):
+    return "collective" in text.lower() or "NCCL" in text
 
 
 class WorkerModel(keras.Model):

@@ -92,7 +92,11 @@ COAST_ISLANDS = 3  # the longest wave of a coast, in waves a side
 NUM_GRAVELS = 2  # textures of many small stones, blades or flakes
 GRAVEL_RADII = (1.2, 5.0)  # px, of the smallest stones of a texture
 GRAVEL_RANGE = 4  # the largest stone by the smallest
-MAX_STONES = 15_000  # of a texture, for time's sake
+MAX_STONES = 15_000  # of a texture of `DEFAULT_SIZE`, for time's sake
+STONE_GROUND = 4  # squared radii of ground to a stone: next to none stays bare
+STONE_CORNERS = 8
+STONE_REACH = (0.6, 1.2)  # of its radius, from a stone's middle to a corner
+STONE_TURN = 6.0  # radians, at most: any direction
 GRAVEL_CONTRASTS = (20, 60)  # of 255, between stones
 GRAVEL_SPREADS = (0.2, 3.0)  # radians: combed as fur and grass, or strewn
 NUM_PATTERNS = 3  # waves, stripes, checkers, ramps
@@ -241,12 +245,10 @@ class Painter:
         self.canvas.paste(self._choose_colour(), tuple(corner.astype(int)), mask)
 
     def _draw_radii(self):
-        """Radii in px of the canvas, of density ~ r^-3, by inverting its integral."""
+        """Radii in px of the canvas."""
         count = self.rng.integers(*NUM_LEAVES)
         least = OVERSAMPLING * np.exp(self.rng.uniform(*np.log(MIN_RADII)))
-        most = MAX_RADIUS * self.side
-        part = self.rng.random(count)
-        return (least**-2 - part * (least**-2 - most**-2)) ** -0.5
+        return _draw_power_law(least, MAX_RADIUS * self.side, count, self.rng)
 
     def _draw_outline(self, radius):
         """Corners `(n, 2)` of an ellipse, a rectangle or a polygon."""
@@ -443,15 +445,23 @@ def _colour_noise(white, exponent, angle=0.0, stretch=1.0, lowest=1.0):
     return np.fft.irfft2(white * power ** (-exponent / 2), (side, side))
 
 
+def _draw_power_law(least, most, count, rng):
+    """Draws radii of density ~ r^-3, by inverting its integral."""
+    part = rng.random(count)
+    return (least**-2 - part * (least**-2 - most**-2)) ** -0.5
+
+
 def _build_gravel(side, rng):
     """A texture (mode L) of small stones, blades or flakes: small dead leaves."""
     least = OVERSAMPLING * rng.uniform(*GRAVEL_RADII)
-    count = min(MAX_STONES, int(side**2 / (4 * least**2)))  # they hide one another
-    part = rng.random(count)
-    radii = least * (1 - part * (1 - GRAVEL_RANGE**-2)) ** -0.5  # density ~ r^-3
+    area = side**2 / (OVERSAMPLING * DEFAULT_SIZE) ** 2
+    most_stones = int(MAX_STONES * max(1, area))
+    count = min(most_stones, int(side**2 / (STONE_GROUND * least**2)))
+    radii = _draw_power_law(least, GRAVEL_RANGE * least, count, rng)
     stretch = MAX_STRETCH ** rng.uniform(0, 0.5)
-    turns = np.linspace(0, 2 * np.pi, 8, endpoint=False) + rng.uniform(0, 6, (count, 1))
-    reach = radii[:, None] * rng.uniform(0.6, 1.2, (count, 8))
+    turns = np.linspace(0, 2 * np.pi, STONE_CORNERS, endpoint=False)
+    turns = turns + rng.uniform(0, STONE_TURN, (count, 1))
+    reach = radii[:, None] * rng.uniform(*STONE_REACH, (count, STONE_CORNERS))
     along, across = np.cos(turns) * reach * stretch, np.sin(turns) * reach / stretch
     spread = rng.choice(GRAVEL_SPREADS)
     angles = rng.uniform(0, math.pi) + rng.normal(0, spread, (count, 1))
@@ -584,7 +594,7 @@ def _write_picture(task):
 
 
 def _is_whole(path, size, seed):
-    """Tells whether a picture is there, undamaged, and of this size and seed."""
+    """Tells whether a picture is there, whole, and of this size, seed and recipe."""
     try:
         with Image.open(path) as image:
             same = image.info.get("Source") == _describe(size, seed)

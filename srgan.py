@@ -907,7 +907,7 @@ def _prepare_backend(args):
 
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
-        # On GPUs, the fused kernel's gradient for fixed statistics is not.
+        # On GPUs, the fused kernel has no such gradient for fixed statistics.
         is_gpu = bool(tf.config.list_physical_devices("GPU"))
         networks.BatchNormalization.is_fused = not is_gpu
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ def small(monkeypatch):
     build_sides = functools.partial(benchmark.build_sides, **TINY)
     monkeypatch.setattr(benchmark, "build_sides", build_sides)
     monkeypatch.setattr(benchmark, "PRODUCT_SIDE", 64)
+    monkeypatch.setattr(benchmark, "PRODUCT_SECONDS", 0)
     monkeypatch.setattr(benchmark, "FEW_FILES", 9)
     monkeypatch.setattr(benchmark, "MANY_FILES", 20)
     monkeypatch.setattr(benchmark, "DATA_BATCHES", 2)
@@ -123,7 +125,7 @@ def test_report_names_everything(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "the source's way in float32" in out
     assert "x as fast" in out
-    assert "Peak memory of a process, the source's way: 2 MB" in out
+    assert "Peak memory of a process on the host, the source's way: 2 MB" in out
 
 
 @pytest.mark.usefixtures("small")
@@ -138,22 +140,37 @@ def test_one_side_prints_its_memory_alone(side, capsys, monkeypatch):
     assert {issubclass(kind, benchmark.SourceWay) for kind in sides} == {plain}
 
 
-def test_an_unwritable_result_is_named_before_the_work(tmp_path, capsys):
+@pytest.mark.parametrize("code", [0, 1])
+def test_memory_is_measured_in_other_processes(code, capsys, monkeypatch):
+    """A side that fails must not cost the figures of the other."""
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, code, "12.5\n", "no memory left")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    expected = None if code else 12.5
+    peaks = benchmark.measure_memory(["--crop-size", "16"])
+    assert peaks == {benchmark.OURS: expected, benchmark.SOURCE: expected}
+    ends = [command[-4:] for command in commands]
+    assert ends == [["--crop-size", "16", "--side", side] for side in benchmark.SIDES]
+    assert ("no memory left" in capsys.readouterr().out) == bool(code)
+
+
+def test_an_unwritable_result_is_named_before_the_work(tmp_path, capsys, monkeypatch):
     """Minutes of measuring were lost."""
+    monkeypatch.setattr(benchmark, "measure_memory", None)  # a call would fail
     with pytest.raises(SystemExit, match="2"):
         benchmark.main(["--json", str(tmp_path)])
     assert "Pass another --json" in capsys.readouterr().err
 
 
-def test_the_ceiling_is_a_rate(monkeypatch):
+def test_the_ceiling_is_a_rate_of_a_long_product(monkeypatch):
     """A product that ends before it is seen to run would measure the waiting."""
-    monkeypatch.setattr(benchmark, "PRODUCT_SIDE", 256)
-    rates = []
-    for seconds in (1e-6, 0.02):
-        monkeypatch.setattr(benchmark, "PRODUCT_SECONDS", seconds)
-        rates.append(benchmark.measure_ceiling("float32"))
-    assert 0.2 < rates[1] / rates[0] < 20
-    assert rates[1] > 1e8
+    times = {2048: 0.001, 4096: 0.004, 8192: 0.02}
+    monkeypatch.setattr(benchmark, "_time_product", lambda side, precision: times[side])
+    assert benchmark.measure_ceiling("float32") == pytest.approx(2 * 8192**3 / 0.02)
 
 
 @pytest.mark.usefixtures("small")

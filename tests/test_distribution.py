@@ -217,8 +217,11 @@ def test_own_failures_are_not_blamed_on_other_workers(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     lost = tf.errors.UnavailableError(None, None, "Connection reset by peer")
     own = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-    assert distribution.is_worker_failure(lost)
-    assert not distribution.is_worker_failure(own)
+    again = tf.errors.FailedPreconditionError(None, None, "this worker has restarted")
+    fault = tf.errors.InternalError(None, None, "cuDNN launch failure")
+    ring = tf.errors.InternalError(None, None, "Collective ops is aborted by: ...")
+    assert all(map(distribution.is_worker_failure, (lost, again, ring)))
+    assert not any(map(distribution.is_worker_failure, (own, fault)))
 
 
 @pytest.mark.parametrize(

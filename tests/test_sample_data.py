@@ -1,5 +1,6 @@
 """Tests of `sample_data.py`: same seed, same pictures; whole files; rich content."""
 
+import hashlib
 import inspect
 import os
 import re
@@ -89,19 +90,33 @@ def test_coasts_tear_leaves():
 
 def test_gravel_hides_the_ground():
     """Few stones on one colour are confetti again, not a texture."""
-    for seed in range(4):
-        field = sample_data._build_gravel(128, np.random.default_rng(seed))
+    for seed, side in ((0, 128), (1, 128), (2, 128), (3, 1600)):
+        field = sample_data._build_gravel(side, np.random.default_rng(seed))
         counts = np.bincount(np.asarray(field).ravel(), minlength=256)
         assert counts.max() < 0.5 * counts.sum()
 
 
-def test_light_and_grain_leave_no_picture_flat():
+def test_light_and_grain_leave_no_picture_flat(monkeypatch):
     """Photographs have next to no flat area; a sky without noise is none."""
-    painter = sample_data.Painter(64, np.random.default_rng(0))
     flat = Image.new("RGB", (64, 64), (128, 128, 128))
-    levels = np.asarray(painter._expose(flat)).astype(int)
-    assert np.ptp(levels) > 5
-    assert np.all(levels == levels[..., :1])  # of light alone, not of colour
+    for unevenness, grain in ((0.6, 0), (0, 2.0)):
+        monkeypatch.setattr(sample_data, "MAX_UNEVENNESS", unevenness)
+        monkeypatch.setattr(sample_data, "GRAIN", grain)
+        painter = sample_data.Painter(64, np.random.default_rng(0))
+        levels = np.asarray(painter._expose(flat)).astype(int)
+        assert levels.std() > 0.05
+        assert np.all(levels == levels[..., :1])  # of light alone, not of colour
+
+
+def test_a_changed_recipe_has_another_number():
+    """Old pictures would be kept, and a folder hold two recipes."""
+    names = list(vars(sample_data))
+    names = names[names.index("RECIPE") : names.index("SampleFolders")]
+    values = [(name, getattr(sample_data, name)) for name in names]
+    digest = hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+    assert digest == "6d2b46f6c640", (
+        "If other numbers give other pictures, raise RECIPE."
+    )
 
 
 @pytest.mark.parametrize("size", [16, 17, 50])
@@ -256,21 +271,25 @@ def test_bad_flags_are_named(capsys, flag):
     assert f"{flag}: expected a whole number >= 1" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/thread-self/children").is_file(), reason="reads Linux's /proc"
+)
 def test_killed_command_leaves_no_worker_behind(tmp_path):
     """Workers of a killed parent waited for work for ever."""
     command = [sys.executable, str(SCRIPT), "--size", "32", "--workers", "2"]
     process = subprocess.Popen(
         [*command, "--output", str(tmp_path)], stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("*.png")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers = [Path(f"/proc/{child}") for child in children.read_text().split()]
-    assert len(workers) >= 2
-    process.kill()
-    process.wait(timeout=30)
+    try:
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob("*.png")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        workers = [Path(f"/proc/{child}") for child in children.read_text().split()]
+        assert len(workers) >= 3  # and what keeps track of their memory
+    finally:
+        process.kill()
+        process.wait(timeout=30)
     deadline = time.monotonic() + 30
     while any(map(_is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)

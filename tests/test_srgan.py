@@ -518,3 +518,22 @@ def test_help_fits_a_screen(command):
     assert code == 0
     assert len(out.splitlines()) <= 60
     assert "--deterministic" in out
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's own")
+@pytest.mark.parametrize("gpus", [[], ["GPU:0"]])
+def test_deterministic_runs_use_no_fused_kernel_on_gpus(gpus, monkeypatch):
+    """TensorFlow raises there: its gradient for fixed statistics is random."""
+    import tensorflow as tf
+
+    determinism = []
+    monkeypatch.setattr(
+        tf.config.experimental,
+        "enable_op_determinism",
+        lambda: determinism.append("on"),
+    )
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(srgan.networks.BatchNormalization, "is_fused", True)
+    srgan._prepare_backend(srgan.parse_args(["--deterministic"]))
+    assert determinism == ["on"]
+    assert srgan.networks.BatchNormalization.is_fused == (not gpus)
