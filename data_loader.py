@@ -40,6 +40,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 EXIF_ORIENTATION = 0x0112
 EXIF_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
+BLUR_PASSES = 3  # of box blur, which make Pillow's GaussianBlur
+
 VARIANTS = (
     None,
     Image.Transpose.FLIP_LEFT_RIGHT,
@@ -220,6 +222,46 @@ def degrade(image, blur):
         image = image.filter(ImageFilter.GaussianBlur(blur))
     width, height = image.size
     return image.resize((width // SCALE, height // SCALE), Image.Resampling.BICUBIC)
+
+
+def cut_crops(image, corners, side, blur):
+    """Cuts square crops out of one image, and makes the LR image of each.
+
+    Each LR image is `degrade` of its crop, but costs less where crops overlap: blur
+    takes most of a batch's time, so the image is blurred once, and each crop just
+    along its edges, where the blur must not see what lies outside of it.
+
+    Args:
+        image: Pillow image.
+        corners: list of (left, top) of the crops, px.
+        side: int, of the crops, px.
+        blur: float >= 0, radius for Pillow's `GaussianBlur` in HR px.
+
+    Returns:
+        A list of (HR, LR), Pillow images.
+    """
+    crops = [image.crop((x, y, x + side, y + side)) for x, y in corners]
+    reach = BLUR_PASSES * (int(blur) + 1)  # px, how far Pillow's blur sees
+    strip = 2 * reach  # px, what must be blurred for `reach` px along an edge
+    saved = len(crops) * (side**2 - 4 * strip * side) - image.width * image.height
+    if blur == 0 or saved <= 0:
+        return [(crop, degrade(crop, blur)) for crop in crops]
+    gaussian = ImageFilter.GaussianBlur(blur)
+    whole = image.filter(gaussian)
+    # Of both edges: where the strip starts, and which of its px are right.
+    edges = ((0, 0), (side - strip, reach))
+    pairs = []
+    for crop, (x, y) in zip(crops, corners, strict=True):
+        blurred = whole.crop((x, y, x + side, y + side))
+        for start, first in edges:
+            rows = crop.crop((0, start, side, start + strip)).filter(gaussian)
+            rows = rows.crop((0, first, side, first + reach))
+            blurred.paste(rows, (0, start + first))
+            columns = crop.crop((start, 0, start + strip, side)).filter(gaussian)
+            columns = columns.crop((first, 0, first + reach, side))
+            blurred.paste(columns, (start + first, 0))
+        pairs.append((crop, degrade(blurred, 0)))
+    return pairs
 
 
 def _find_images(root):
@@ -592,17 +634,27 @@ class DataLoader:
         side = self.crop_size
         hr = np.empty((num_crops, side, side, 3), "uint8")
         lr = np.empty((num_crops, side // SCALE, side // SCALE, 3), "uint8")
-        for row, crop in enumerate(crops[index * num_crops : (index + 1) * num_crops]):
-            image = self._read_image(crop.file_index)
-            top = int(crop.top * (image.height - side + 1))
-            left = int(crop.left * (image.width - side + 1))
-            hr_crop = image.crop((left, top, left + side, top + side))
-            lr_crop = degrade(hr_crop, self.blur)
-            if crop.transpose is not None:
-                hr_crop = hr_crop.transpose(crop.transpose)
-                lr_crop = lr_crop.transpose(crop.transpose)
-            hr[row], lr[row] = hr_crop, lr_crop
+        part = crops[index * num_crops : (index + 1) * num_crops]
+        pairs = []
+        for _, group in itertools.groupby(part, lambda crop: crop.file_index):
+            pairs += self._make_pairs(list(group))
+        for row, pair in enumerate(pairs):
+            hr[row], lr[row] = pair
         return Batch(to_float(lr), to_float(hr))
+
+    def _make_pairs(self, crops):
+        """Makes (HR, LR), Pillow images, of each of several crops of one image."""
+        image = self._read_image(crops[0].file_index)
+        num_columns = image.width - self.crop_size + 1  # positions of a crop
+        num_rows = image.height - self.crop_size + 1
+        corners = [
+            (int(crop.left * num_columns), int(crop.top * num_rows)) for crop in crops
+        ]
+        pairs = cut_crops(image, corners, self.crop_size, self.blur)
+        for row, crop in enumerate(crops):
+            if crop.transpose is not None:
+                pairs[row] = [x.transpose(crop.transpose) for x in pairs[row]]
+        return pairs
 
     def _plan_batch(self, k, batch_size, is_testing):
         """Draws the whole of batch k, whatever part of it this worker makes."""

@@ -97,6 +97,30 @@ def test_pixels_are_the_sources(photos, blur):
     assert {crop.transpose for crop in plan} == {None, Image.FLIP_LEFT_RIGHT}
 
 
+@pytest.mark.parametrize("radius", [0, 0.4, 0.99, 1, 1.5, 2, 2.7, 5.2])
+@pytest.mark.parametrize("mode", ["noise", "steps"])
+def test_crops_of_one_image_see_nothing_outside(radius, mode):
+    """An image blurred once let each crop see beyond its edges, or left seams."""
+    image = noise(150, 140) if mode == "noise" else noise(10, 9).resize((150, 140), 0)
+    corners = [(0, 0), (22, 12), (0, 12), (22, 0), (3, 5), *[(7, 7)] * 40]
+    calls = []
+
+    class Counted(ImageFilter.GaussianBlur):
+        def filter(self, picture):
+            calls.append(picture.size)
+            return super().filter(picture)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageFilter, "GaussianBlur", Counted)
+        pairs = data_loader.cut_crops(image, corners, 128, radius)
+    expects_once = 0 < radius < 5
+    assert ((150, 140) in calls) == expects_once
+    for (hr, lr), (left, top) in zip(pairs, corners, strict=True):
+        crop = image.crop((left, top, left + 128, top + 128))
+        np.testing.assert_array_equal(hr, crop)
+        np.testing.assert_array_equal(lr, data_loader.degrade(crop, radius))
+
+
 def test_every_position_is_drawn(tmp_path):
     """The source never draws the last two positions."""
     column, row = np.meshgrid(np.arange(19), np.arange(18))
