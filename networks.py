@@ -149,17 +149,22 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Attributes, read when a step is traced: `is_frozen`, if `True`, training
     too normalises by the moving statistics and leaves them alone, while scale
     and offset (gamma and beta) are still trained (Keras's `trainable = False`
-    would stop those as well). `is_fused`, if `False`, runs Keras's own code.
+    would stop those as well). `uses_batch_when_frozen`, if `True`, training
+    normalises by the batch's own statistics also where `trainable` is `False`,
+    and leaves the moving ones alone. `is_fused`, if `False`, runs Keras's own
+    code.
 
     Args:
         **kwargs: those of `keras.layers.BatchNormalization`.
     """
 
     is_frozen = False
+    uses_batch_when_frozen = False
     is_fused = True
 
     def call(self, inputs, training=None, mask=None):
         training = training and not self.is_frozen
+        by_batch = training and (self.trainable or self.uses_batch_when_frozen)
         if (
             not self.is_fused
             or keras.backend.backend() != "tensorflow"
@@ -167,8 +172,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             or self.synchronized
             or len(inputs.shape) != 4
         ):
+            if by_batch and not self.trainable:
+                return self._normalize_by_batch(inputs)
             return super().call(inputs, training=training, mask=mask)
-        return self._fused_call(inputs, is_training=bool(training and self.trainable))
+        return self._fused_call(inputs, is_training=bool(by_batch))
 
     def _fused_call(self, inputs, is_training):
         import tensorflow as tf  # the kernel is TensorFlow's own
@@ -182,7 +189,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
             is_training=is_training,
         )
-        if is_training:
+        if is_training and self.trainable:
             count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
             variance *= (count - 1) / count  # undo Bessel's correction
             for moving, batch in (
@@ -191,6 +198,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
             ):
                 moving.assign(moving * self.momentum + batch * (1 - self.momentum))
         return outputs
+
+    def _normalize_by_batch(self, inputs):
+        # Statistics in float32 at least, as in Keras's own layer.
+        images = keras.ops.cast(
+            inputs, keras.backend.result_type(inputs.dtype, "float32")
+        )
+        mean, variance = keras.ops.moments(
+            images, axes=(0, 1, 2), synchronized=self.synchronized
+        )
+        outputs = keras.ops.batch_normalization(
+            images, mean, variance, -1, self.beta, self.gamma, self.epsilon
+        )
+        return keras.ops.cast(outputs, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable(package="srgan")

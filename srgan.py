@@ -89,6 +89,8 @@ CONTENT_LOSSES = {
     "vgg54": ContentLoss("block5_conv4", FEATURE_WEIGHT, True),
 }
 
+DISCRIMINATOR_BN = ("moving", "batch")
+
 PRESETS = {
     "source": {
         "crop_size": SOURCE_CROP,
@@ -102,6 +104,7 @@ PRESETS = {
         "train_interval": TRAIN_INTERVAL,
         "content_loss": "source",
         "pretrain_loss": "mse",
+        "discriminator_bn": "moving",
         "learning_rate": LEARNING_RATE,
         "schedule": "constant",
         "bn_batches": 0,
@@ -142,6 +145,7 @@ PRESETS["pretrained"] = PRESETS["paper"] | {
     "pretrain_interval": 500,
     "train_interval": 50,
     "content_loss": "mse",
+    "discriminator_bn": "batch",
     "learning_rate": 3e-4,
     "schedule": "cosine",
     "bn_batches": 50,
@@ -170,9 +174,12 @@ class SRGAN:
         pretrain_loss: `"mse"`, or `"vgg22"` (the paper's SRResNet-VGG22).
         num_residual_blocks: int >= 0, of the generator.
         num_filters: int >= 1, of both networks.
+        discriminator_bn: what the frozen discriminator's batch norm normalises by
+            in the generator's step: `"moving"`, its moving averages (source), or
+            `"batch"`, the generated batch's own statistics.
 
     Raises:
-        ValueError: if a loss is unknown.
+        ValueError: if a loss or `discriminator_bn` is unknown.
         FileNotFoundError: if the weights of VGG19 cannot be had.
     """
 
@@ -184,7 +191,9 @@ class SRGAN:
         pretrain_loss="mse",
         num_residual_blocks=16,
         num_filters=64,
+        discriminator_bn="moving",
     ):
+        _check_choice("discriminator_bn", discriminator_bn, DISCRIMINATOR_BN)
         _check_choice("content_loss", content_loss, CONTENT_LOSSES)
         _check_choice("pretrain_loss", pretrain_loss, ("mse", "vgg22"))
         self.learning_rate = learning_rate
@@ -195,6 +204,9 @@ class SRGAN:
         self.pretrain_loss = pretrain_loss
         self.generator = networks.build_generator(num_residual_blocks, num_filters)
         self.discriminator = networks.build_discriminator(num_filters)
+        for layer in self.discriminator.layers:
+            if isinstance(layer, networks.BatchNormalization):
+                layer.uses_batch_when_frozen = discriminator_bn == "batch"
         self.vgg = _build_features(self.content, vgg_weights)
         self._pretrain_features = None
         if pretrain_loss == "vgg22":
@@ -312,7 +324,9 @@ class SRGAN:
         """
         content = hr if self.vgg is None else self._infer(self.vgg, hr)
         real_labels = np.ones(self._patch_labels_shape(hr.shape), keras.config.floatx())
-        self.discriminator.trainable = False  # its batch norm runs on moving averages
+        # Source: its batch norm then runs on moving averages, of originals and
+        # generated images alike, with which it may hardly tell them apart.
+        self.discriminator.trainable = False
         losses = self.combined.train_on_batch(lr, [real_labels, content])
         names = ("g_loss", "g_adversarial", "g_content")
         return dict(zip(names, map(float, losses), strict=True))
@@ -673,6 +687,11 @@ FLAGS = {
         ("--train-interval", command_line.positive_int, "iterations between reports"),
         ("--content-loss", tuple(CONTENT_LOSSES), "what images are compared by"),
         ("--pretrain-loss", ("mse", "vgg22"), "the same, in pre-training"),
+        (
+            "--discriminator-bn",
+            DISCRIMINATOR_BN,
+            "in the generator's step: moving averages, or the batch's own statistics",
+        ),
         ("--vgg-weights", "PATH", "VGG19 weights file [downloaded by Keras]"),
         ("--learning-rate", command_line.positive_float, "of Adam"),
         ("--schedule", ("constant", "step", "cosine"), "how it falls"),
@@ -914,7 +933,10 @@ def _prepare_backend(args):
 
 def _build(args):
     """Builds SRGAN; the demo does without VGG19 where its weights are not at hand."""
-    names = ("content_loss", "vgg_weights", "learning_rate", "pretrain_loss")
+    names = (
+        *("content_loss", "vgg_weights", "learning_rate", "pretrain_loss"),
+        "discriminator_bn",
+    )
     options = {name: getattr(args, name) for name in names}
     options["vgg_weights"] = args.vgg_weights or "imagenet"
     is_free = args.preset == "demo" and not args.content_loss_given

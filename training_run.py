@@ -44,6 +44,7 @@ CHECKPOINT_FOLDER = "{phase}_checkpoints"
 FIXED_OPTIONS = (
     "content_loss",
     "pretrain_loss",
+    "discriminator_bn",
     "seed",
     "crop_size",
     "batch_size",

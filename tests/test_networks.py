@@ -165,6 +165,34 @@ def test_batch_normalisation_trains_as_keras_does(is_frozen, policy, tolerance):
         np.testing.assert_allclose(ours, theirs, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "float64"])
+def test_frozen_layer_can_use_the_batch(monkeypatch, is_fused, policy):
+    """The discriminator's gradient came from statistics that say little of a batch."""
+    monkeypatch.setattr(networks.BatchNormalization, "is_fused", is_fused)
+    layers = [networks.BatchNormalization(momentum=0.8, dtype=policy) for _ in "ab"]
+    frozen, free = layers
+    for layer in layers:
+        layer.build((None, None, None, 3))
+    randomise(frozen)
+    free.set_weights(frozen.get_weights())
+    images = np.random.default_rng(0).normal(1, 2, (2, 6, 5, 3))
+    expected = to_numpy(free(images, training=True)).astype("float64")
+    moving = to_numpy(frozen(images, training=False)).astype("float64")
+    before = [np.array(weight) for weight in frozen.get_weights()]
+    frozen.trainable = False
+    outputs = to_numpy(frozen(images, training=True)).astype("float64")
+    np.testing.assert_allclose(outputs, moving, atol=1e-5)
+    frozen.uses_batch_when_frozen = True
+    outputs = to_numpy(frozen(images, training=True)).astype("float64")
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    assert np.abs(outputs - moving).max() > 0.1
+    for old, new in zip(before, frozen.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    outputs = to_numpy(frozen(images, training=False)).astype("float64")
+    np.testing.assert_allclose(outputs, moving, atol=1e-5)
+
+
 class _Inference(keras.layers.Layer):
     """Runs a layer in inference mode, always; its weights are trained."""
 

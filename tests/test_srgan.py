@@ -73,6 +73,26 @@ def test_each_step_moves_its_own_network_only(gan):
         assert not moved(features, gan.vgg)
 
 
+def test_discriminator_bn_of_the_batch():
+    """The flag would do nothing, or let the generator's step move the network."""
+    gan = SRGAN(content_loss="mse", discriminator_bn="batch", **TINY)
+    lr, hr = draw_batch()
+    for seed in range(3):
+        gan.train_discriminator_on_batch(*draw_batch(seed))
+    gan.discriminator.trainable = True  # as in its own step
+    before = snapshot(gan.discriminator)
+    generated = gan.generator(lr, training=True)
+    verdicts = keras.ops.convert_to_numpy(gan.discriminator(generated, training=True))
+    gan.discriminator.set_weights(before)
+    loss = gan.train_generator_on_batch(lr, hr)["g_adversarial"]
+    assert loss == pytest.approx(-np.log(verdicts).mean(), rel=1e-4)
+    by_moving = keras.ops.convert_to_numpy(gan.discriminator(generated, training=False))
+    assert loss != pytest.approx(-np.log(by_moving).mean(), rel=1e-3)
+    assert not moved(before, gan.discriminator)
+    gan.train_discriminator_on_batch(lr, hr)
+    assert moved(before, gan.discriminator) == ALL_NAMES
+
+
 def test_steps_may_come_in_any_order(pixel_gan):
     """The generator's step first would freeze the discriminator for good."""
     pixel_gan.train_generator_on_batch(*draw_batch())
@@ -273,6 +293,8 @@ def test_unknown_losses_are_named():
         SRGAN(content_loss="vgg99")
     with pytest.raises(ValueError, match="pretrain_loss is one of"):
         SRGAN(content_loss="mse", pretrain_loss="l1")
+    with pytest.raises(ValueError, match="discriminator_bn is one of"):
+        SRGAN(content_loss="mse", discriminator_bn="none")
 
 
 def test_loops_write_what_they_promise(pixel_gan, image_folder, tmp_path):
