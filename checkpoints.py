@@ -515,6 +515,11 @@ def _check_shipped_digest(file):
     """Compares a file with the list of digests that lies beside it, if any."""
     sums = file.with_name(DIGESTS_FILE)
     if not sums.is_file():
+        if file.parent == SHIPPED_FOLDER:
+            raise ValueError(
+                f"{file} cannot be checked: {sums} is missing. Restore it, for "
+                f"example by: git -C {file.parent} checkout {DIGESTS_FILE}"
+            )
         return
     digests = {}
     for line in sums.read_text().splitlines():

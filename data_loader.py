@@ -41,6 +41,7 @@ EXIF_ORIENTATION = 0x0112
 EXIF_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 BLUR_PASSES = 3  # of box blur, which make Pillow's GaussianBlur
+MAX_BLUR_SHARE = 0.7  # of all pixels of crops; to blur fewer pays for more calls
 
 VARIANTS = (
     None,
@@ -227,9 +228,9 @@ def degrade(image, blur):
 def cut_crops(image, corners, side, blur):
     """Cuts square crops out of one image, and makes the LR image of each.
 
-    Each LR image is `degrade` of its crop, but costs less where crops overlap: blur
-    takes most of a batch's time, so the image is blurred once, and each crop just
-    along its edges, where the blur must not see what lies outside of it.
+    Each LR image is `degrade` of its crop. Blur takes most of a batch's time, so where
+    crops overlap much, the image is blurred once, and each crop by itself just along
+    its edges, where the blur must not see what lies outside of it.
 
     Args:
         image: Pillow image.
@@ -241,25 +242,27 @@ def cut_crops(image, corners, side, blur):
         A list of (HR, LR), Pillow images.
     """
     crops = [image.crop((x, y, x + side, y + side)) for x, y in corners]
-    reach = BLUR_PASSES * (int(blur) + 1)  # px, how far Pillow's blur sees
+    # px, how far Pillow's blur sees at most: its boxes have radii below `blur`.
+    reach = BLUR_PASSES * (int(blur) + 1)
     strip = 2 * reach  # px, what must be blurred for `reach` px along an edge
-    saved = len(crops) * (side**2 - 4 * strip * side) - image.width * image.height
-    if blur == 0 or saved <= 0:
+    num_pixels = image.width * image.height + len(crops) * 4 * strip * side
+    if blur == 0 or num_pixels > MAX_BLUR_SHARE * len(crops) * side**2:
         return [(crop, degrade(crop, blur)) for crop in crops]
     gaussian = ImageFilter.GaussianBlur(blur)
     whole = image.filter(gaussian)
-    # Of both edges: where the strip starts, and which of its px are right.
+    # Of both edges: where the strip starts, and the first of its px that are right.
     edges = ((0, 0), (side - strip, reach))
     pairs = []
     for crop, (x, y) in zip(crops, corners, strict=True):
         blurred = whole.crop((x, y, x + side, y + side))
-        for start, first in edges:
+        for start, first_valid in edges:
+            end = first_valid + reach
             rows = crop.crop((0, start, side, start + strip)).filter(gaussian)
-            rows = rows.crop((0, first, side, first + reach))
-            blurred.paste(rows, (0, start + first))
+            rows = rows.crop((0, first_valid, side, end))
+            blurred.paste(rows, (0, start + first_valid))
             columns = crop.crop((start, 0, start + strip, side)).filter(gaussian)
-            columns = columns.crop((first, 0, first + reach, side))
-            blurred.paste(columns, (start + first, 0))
+            columns = columns.crop((first_valid, 0, end, side))
+            blurred.paste(columns, (start + first_valid, 0))
         pairs.append((crop, degrade(blurred, 0)))
     return pairs
 
@@ -491,7 +494,7 @@ class DataLoader:
                 f"The crop size must be a multiple of {SCALE} and at least {MIN_CROP} "
                 f"px, but it is {crop_size}. Pass another --crop-size."
             )
-        if not blur >= 0:  # also NaN
+        if not 0 <= blur < float("inf"):  # nor NaN
             raise ValueError(
                 f"The blur must be a radius in px, 0 for none, but it is {blur}. "
                 "Pass another --blur."
@@ -651,9 +654,9 @@ class DataLoader:
             (int(crop.left * num_columns), int(crop.top * num_rows)) for crop in crops
         ]
         pairs = cut_crops(image, corners, self.crop_size, self.blur)
-        for row, crop in enumerate(crops):
+        for row, (crop, (hr, lr)) in enumerate(zip(crops, pairs, strict=True)):
             if crop.transpose is not None:
-                pairs[row] = [x.transpose(crop.transpose) for x in pairs[row]]
+                pairs[row] = hr.transpose(crop.transpose), lr.transpose(crop.transpose)
         return pairs
 
     def _plan_batch(self, k, batch_size, is_testing):

@@ -9,11 +9,16 @@ over all. The first, the chief, writes everything that is written.
 """
 
 import contextlib
+import functools
 import json
 import os
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from quiet import keras
+
+MAX_AGREED = 64  # above all numbers of signals
 
 
 class Workers(NamedTuple):
@@ -34,12 +39,30 @@ class Workers(NamedTuple):
 
     def wait(self):
         """Returns when all workers have come here."""
-        if self.strategy is None:
-            return
-        import tensorflow as tf
+        self.agree(0)
 
-        arrived = self.strategy.run(lambda: tf.ones((1,)))
-        self.strategy.reduce("SUM", arrived, axis=0)
+    def agree(self, number):
+        """Returns the largest of the numbers that all workers pass, when all have.
+
+        Args:
+            number: int in [0, `MAX_AGREED`].
+        """
+        if self.strategy is None:
+            return number
+        votes = np.zeros(MAX_AGREED + 1, "float32")
+        votes[number] = 1
+        return int(np.max(np.nonzero(_sum_over_workers(self.strategy)(votes))))
+
+
+@functools.cache  # traced once
+def _sum_over_workers(strategy):
+    import tensorflow as tf
+
+    @tf.function
+    def sum_over_workers(values):
+        return strategy.reduce("SUM", strategy.run(tf.identity, (values,)), axis=None)
+
+    return sum_over_workers
 
 
 def join_workers():
@@ -143,6 +166,39 @@ class WorkerModel(keras.Model):
         """Trains on this worker's part; returns a dict of losses of shape (1,)."""
         losses = super().train_step(data)
         return {name: keras.ops.reshape(loss, (1,)) for name, loss in losses.items()}
+
+
+class SharedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Leaves a step out on all workers where gradients of any are not finite.
+
+    Keras's own looks at this worker's gradients alone, before they are averaged: one
+    worker would leave out the step in which the others wait for its gradients.
+    """
+
+    def check_finite(self, grads):
+        """Tells whether the gradients of all workers are finite."""
+        import tensorflow as tf
+
+        is_finite = super().check_finite(grads)
+        num_overflows = tf.distribute.get_replica_context().all_reduce(
+            tf.distribute.ReduceOp.SUM, tf.cast(~is_finite, "float32")
+        )
+        return num_overflows == 0
+
+
+def share_loss_scale(optimizer):
+    """Wraps an optimizer for 16-bit floats, where several workers need it.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+
+    Returns:
+        It, or a `SharedLossScaleOptimizer` of it; Keras wraps others itself.
+    """
+    is_scaled = keras.config.dtype_policy().name == "mixed_float16"
+    if is_scaled and is_active():
+        return SharedLossScaleOptimizer(optimizer)
+    return optimizer
 
 
 def model_class():

@@ -532,7 +532,8 @@ def parse_args(arguments=None):
     add = group.add_argument
     add("--weights", nargs="+", action="extend", metavar="PATH",
         help="checkpoint folders or weight files, compared side by side "
-        "[weights/training_checkpoints, else the shipped ones]")  # fmt: skip
+        "[weights/training_checkpoints, else pre_training_checkpoints, else the "
+        "shipped ones]")  # fmt: skip
     add("--hr", metavar="FOLDER",
         help="originals [datasets/img_test, else datasets/sample_test]")  # fmt: skip
     add("--lr", metavar="FOLDER",

@@ -263,7 +263,9 @@ class SRGAN:
         return model
 
     def _build_adam(self):
-        return keras.optimizers.Adam(self.learning_rate, beta_1=ADAM_BETA_1)
+        return distribution.share_loss_scale(
+            keras.optimizers.Adam(self.learning_rate, beta_1=ADAM_BETA_1)
+        )
 
     # Steps: one batch in, a dict of floats out -------------------------------
 
@@ -866,7 +868,7 @@ def _train(args, workers):
         with workers.scope():
             gan = _build(args)
         run = TrainingRun(args.weights_dir, args.images_dir, _options(args, loader))
-        run.is_chief = workers.is_chief
+        run.is_chief, run.agree = workers.is_chief, workers.agree
         # Weights and two Adam moments of both networks, 4 bytes each.
         num_weights = gan.generator.count_params() + gan.discriminator.count_params()
         run.check_space(num_bytes=3 * 4 * num_weights)
@@ -874,6 +876,7 @@ def _train(args, workers):
             args.phase, (TRAINING,)
         )
         _start_weights(args, gan, run, phases)
+        workers.wait()  # for the chief to move old state away
         for phase in phases:
             run.phase(phase, {}, {}).check_options()
         if workers.is_chief:

@@ -121,6 +121,7 @@ class TrainingRun:
         self.note = note
         self.stop_signal = None
         self.is_chief = True  # of several workers, only one writes
+        self.agree = int  # of several workers, all stop at the same step
         self._told = set()
 
     def note_once(self, text):
@@ -404,10 +405,11 @@ class Phase:
         with self._bar:
             for step in range(self.step + 1, num_steps + 1):
                 yield step
-                if self.run.stop_signal is not None:
-                    raise TrainingInterruptedError(
-                        self.run.stop_signal, self._save_and_describe()
-                    )
+                stop_signal = self.run.agree(self.run.stop_signal or 0)
+                if stop_signal:
+                    message = self._save_and_describe()
+                    self.run.agree(0)  # none goes before the chief has saved
+                    raise TrainingInterruptedError(stop_signal, message)
         if self._failed_saves and not self.save():
             raise TrainingStoppedError(
                 f"The last step of {self._bar.label} is not saved. Make room, and run "

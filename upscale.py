@@ -38,7 +38,7 @@ FLAGS = {
         ("--overwrite", bool, "replace earlier results, never an input"),
     ),
     "how": (
-        ("--weights", "PATH", "file or folder [the best there is]"),
+        ("--weights", "PATH", "file or folder [your training's, else the shipped]"),
         ("--tile", command_line.positive_int, "px of the input [what 1 GiB holds]"),
         ("--precision", command_line.PRECISIONS, "of the network"),
         ("--max-pixels", command_line.positive_int, "refuse larger inputs"),
@@ -107,10 +107,11 @@ def find_jobs(inputs, output, file_format):
                 f"{name.stem}_x{SCALE}.{file_format}"
             )
             jobs.setdefault(source.resolve(), Job(source, target))
-    targets = {
-        job.target.with_suffix("").resolve()
-        for job in (*named.values(), *found.values())
-    }
+    targets = set()
+    for job in (*named.values(), *found.values()):
+        targets.add(job.target.with_suffix("").resolve())
+        # Also where an earlier run had no --output.
+        targets.add(job.source.resolve().with_name(f"{job.source.stem}_x{SCALE}"))
     earlier = [
         path
         for path in found.keys() - named.keys()

@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread e
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
+import checkpoints
 from quiet import keras
 
 
@@ -44,6 +45,17 @@ def image_folder(tmp_path):
         image = Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC)
         image.save(folder / f"{number}.png")
     return folder
+
+
+@pytest.fixture
+def list_digests():
+    """A function that lists a weights file as shipped ones are, beside it."""
+
+    def write(file):
+        line = f"{checkpoints.digest(file)}  {file.name}\n"
+        file.with_name(checkpoints.DIGESTS_FILE).write_text(line)
+
+    return write
 
 
 @pytest.fixture(scope="session")

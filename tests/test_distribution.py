@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,30 @@ for step in range(3):
     losses += gan.probabilities.values()
     losses += gan.train_generator_on_batch(*draw_batch()).values()
 np.savez(path, losses, *gan.generator.get_weights(), *gan.discriminator.get_weights())
+"""
+
+OVERFLOW = """
+import sys
+from distribution import join_workers
+workers = join_workers()
+import numpy as np
+from quiet import keras
+keras.config.set_dtype_policy("mixed_float16")
+keras.utils.set_random_seed(0)
+from srgan import SRGAN
+with workers.scope():
+    gan = SRGAN(content_loss="mse", num_residual_blocks=1, num_filters=4)
+gan._freeze_batch_norm(True)  # synchronised statistics would spread the overflow
+lr = np.zeros((2, 6, 5, 3), "float32")
+before = gan.generator.get_weights()
+huge = 1e30 if workers.index == 1 else 0.5
+gan.pre_train_on_batch(lr, np.full((2, 24, 20, 3), huge, "float32"))
+same = all(map(np.array_equal, before, gan.generator.get_weights()))
+scales = [float(np.asarray(gan.pretrainer.optimizer.dynamic_scale))]
+gan.pre_train_on_batch(lr, np.full((2, 24, 20, 3), 0.5, "float32"))
+scales.append(float(np.asarray(gan.pretrainer.optimizer.dynamic_scale)))
+print(same, scales[0] == 0.5 * gan.pretrainer.optimizer.initial_scale, len(set(scales)),
+      any(np.any(a != b) for a, b in zip(before, gan.generator.get_weights())))
 """
 
 COMMAND = """
@@ -187,6 +213,37 @@ def test_a_lost_worker_ends_the_others(tmp_path, image_folder):
     assert "Another worker failed" in err
     assert "Traceback" not in err
     assert list(checkpoints.glob("step-*"))
+
+
+@pytest.mark.slow
+def test_an_overflow_of_one_worker_is_one_of_all(tmp_path):
+    """One left the step out, and the other waited for its gradients for ever."""
+    for code, out, err in finish(start_workers(OVERFLOW, lambda _: (), tmp_path, 2)):
+        assert code == 0, err[-2000:]
+        assert out.split() == ["True", "True", "1", "True"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_and_saves_all(tmp_path, image_folder):
+    """The others failed, and what had been trained since the last report was lost."""
+    arguments = [
+        *("--dataset", image_folder, "--crop-size", 16, "--batch-size", 2),
+        *("--content-loss", "mse", "--pretrain-steps", 100_000),
+        *("--pretrain-interval", 100_000, "--phase", "pretrain"),
+    ]
+    processes = start_workers(COMMAND, lambda _: arguments, tmp_path, 2)
+    for line in processes[0].stdout:
+        if line.startswith("pre-training 0"):
+            break
+    time.sleep(10)  # for the first steps
+    processes[1].terminate()
+    results = finish(processes)
+    folders = list((tmp_path / "weights" / "pre_training_checkpoints").glob("step-*"))
+    step = max(int(folder.name.removeprefix("step-")) for folder in folders)
+    assert step > 0
+    for code, out, _ in results:
+        assert code == 128 + signal.SIGTERM
+        assert f"Stopped by SIGTERM. Step {step} of pre-training is saved." in out
 
 
 def test_gpu_memory_grows_before_anything_else(monkeypatch):

@@ -342,13 +342,16 @@ def test_checkpoint_brings_its_blur(run, pair_folders, tmp_path, weights):
     assert "with blur 0." in out
 
 
-def test_default_weights(run, fails, pair_folders, tmp_path, monkeypatch, weights):
+def test_default_weights(
+    run, fails, pair_folders, tmp_path, monkeypatch, weights, list_digests
+):
     """The pre-trained weights would be measured for the trained ones, as once."""
     hr, _ = pair_folders
     monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", tmp_path / "none")
     fails("Train with: python srgan.py", "--hr", hr, weights_given=False)
     monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", weights)
     monkeypatch.setattr(checkpoints, "SHIPPED_BICUBIC", "first.weights.h5")
+    list_digests(weights / "first.weights.h5")
     _, out, _ = run("--hr", hr, weights_given=False)
     assert f"Weights first: {weights / 'first.weights.h5'}" in out
     for name in ("pre_training_checkpoints", "training_checkpoints"):

@@ -62,6 +62,16 @@ def test_damaged_ones_are_refused(tmp_path):
         checkpoints.load_generator(tmp_path / name)
 
 
+def test_without_the_list_of_digests_they_are_refused(tmp_path, monkeypatch):
+    """Whoever tampers with the weights would just remove the list."""
+    name = "srresnet-bicubic.weights.h5"
+    (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
+    checkpoints.load_generator(tmp_path / name)  # a copy elsewhere is the user's
+    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=f"{checkpoints.DIGESTS_FILE} is missing"):
+        checkpoints.load_generator(tmp_path / name)
+
+
 def test_they_are_measured_with_the_blur_they_were_trained_with():
     """With another one they are worse than bicubic."""
     files = [FOLDER / f"{name}.weights.h5" for name in BLURS]

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import h5py
 import numpy as np
 import pytest
 
@@ -347,11 +348,12 @@ SHORT = ("--pretrain-steps", 2, "--train-steps", 1, "--batch-size", 2)
 SMALL = (*SHORT, "--crop-size", 16, "--dataset", "photos", "--content-loss", "mse")
 
 
-def test_the_demo_starts_from_the_shipped_weights(command, tmp_path):
+def test_the_demo_starts_from_the_shipped_weights(command, tmp_path, list_digests):
     """Its first pictures look like super-resolution; other runs start afresh."""
     (tmp_path / "shipped").mkdir()
     file = tmp_path / "shipped" / "srresnet-source.weights.h5"
     networks.build_generator(**TINY).save_weights(file)
+    list_digests(file)
     code, out, err = command(*SHORT, "--phase", "pretrain")
     assert (code, err) == (0, "")
     assert f"starts from the weights that come with this: {file}." in out
@@ -397,6 +399,15 @@ def test_precisions_train_and_save_float32(command, precision, tmp_path):
     options = ("--phase", "train")
     code, _, err = command(*SMALL, *options, "--precision", precision)
     assert (code, err) == (0, "")
+    folder = tmp_path / "weights" / "training_checkpoints" / "step-00000001"
+    for path in folder.glob("*.npz"):
+        kinds = {array.dtype for array in np.load(path).values()}
+        assert all(kind.itemsize >= 4 for kind in kinds), (path, kinds)
+    kinds = set()
+    for path in folder.glob("*.weights.h5"):
+        with h5py.File(path) as file:
+            file.visititems(lambda _, item: kinds.add(getattr(item, "dtype", None)))
+    assert kinds == {None, np.dtype("float32")}
     code, out, _ = command(*SMALL, *options, "--train-steps", 2)
     assert code == 0
     assert f"precision, {precision} -> float32" in out

@@ -415,6 +415,16 @@ def test_earlier_results_of_another_format_are_left_out(command, tmp_path, capsy
     assert len(list(folder.rglob("*_x4_x4*"))) == 0
 
 
+def test_results_beside_inputs_are_left_out_of_other_folders(command, tmp_path):
+    """They were enlarged again wherever `--output` was new."""
+    folder = make_folder(tmp_path / "in")
+    assert command(folder) == 0
+    assert command(folder, "--output", tmp_path / "out") == 0
+    assert names_below(tmp_path / "out") == [
+        *("a_x4.png", "deep/b_x4.png", "deep/er/c_x4.png")
+    ]
+
+
 def test_result_named_as_input_is_enlarged(command, tmp_path):
     Image.new("RGB", (6, 5)).save(tmp_path / "a_x4.png")
     assert command(tmp_path / "a_x4.png") == 0
