@@ -543,8 +543,8 @@ def print_report(report):
     for key, value in report.get("data", {}).items():
         kind, _, count = key.rpartition("_")
         text = {
-            "one_thread": "ms a batch, one thread",
-            "threads": "ms a batch, made ahead by threads",
+            "one_thread": "ms a batch, the source's way, one thread",
+            "threads": "ms a batch, ours, made ahead by threads",
             "waited": f"% of time waited, steps of {1e3 * SIMULATED_STEP:.0f} ms",
         }[kind]
         value = 100 * value if kind == "waited" else value

@@ -101,10 +101,12 @@ def join_workers():
 
 
 def grow_gpu_memory():
-    """Has TensorFlow take memory of GPUs as it needs it, not all at the start.
+    """Has TensorFlow and JAX take memory of GPUs as needed, not at the start.
 
-    To be called before anything else uses TensorFlow; does nothing on other backends.
+    To be called before anything else uses them; PyTorch does so anyway.
     """
+    if keras.backend.backend() == "jax":
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if keras.backend.backend() != "tensorflow":
         return
     import tensorflow as tf

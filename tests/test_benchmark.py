@@ -178,7 +178,11 @@ def test_data_is_measured(capsys):
     """Reading slower than training leaves the processor idle, unseen."""
     assert benchmark.main([*SMALL, "--data"]) == 0
     out = capsys.readouterr().out
-    for text in ("one thread, 9 files", "by threads, 20 files", "% of time waited"):
+    for text in (
+        "source's way, one thread, 9 files",
+        "by threads, 20 files",
+        "% of time waited",
+    ):
         assert text in out
 
 

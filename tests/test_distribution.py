@@ -267,6 +267,18 @@ def test_gpu_memory_grows_before_anything_else(monkeypatch):
     assert calls == [("GPU", True), "join"]
 
 
+def test_jax_leaves_gpu_memory_to_others_too(monkeypatch):
+    """JAX takes three quarters of a GPU's memory at the start."""
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.delenv(name, raising=False)
+    distribution.grow_gpu_memory()
+    assert os.environ[name] == "false"
+    monkeypatch.setenv(name, "true")  # the user's own wish
+    distribution.grow_gpu_memory()
+    assert os.environ[name] == "true"
+
+
 def test_own_failures_are_not_blamed_on_other_workers(monkeypatch):
     """Whoever reads "another worker failed" looks at the wrong machine."""
     import tensorflow as tf
