@@ -512,10 +512,10 @@ def _find_weights_file(path):
 
 
 def _check_shipped_digest(file):
-    """Compares a file with the list of digests that lies beside it, if any."""
+    """Compares a file with the list of digests beside it; shipped ones must have it."""
     sums = file.with_name(DIGESTS_FILE)
     if not sums.is_file():
-        if file.parent == SHIPPED_FOLDER:
+        if file.parent.resolve() == SHIPPED_FOLDER.resolve():
             raise ValueError(
                 f"{file} cannot be checked: {sums} is missing. Restore it, for "
                 f"example by: git -C {file.parent} checkout {DIGESTS_FILE}"

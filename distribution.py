@@ -18,7 +18,7 @@ import numpy as np
 
 from quiet import keras
 
-MAX_AGREED = 64  # above all numbers of signals
+MAX_AGREED = 64  # the largest number of a signal
 
 
 class Workers(NamedTuple):
@@ -101,7 +101,7 @@ def join_workers():
 
 
 def grow_gpu_memory():
-    """Has TensorFlow and JAX take memory of GPUs as needed, not at the start.
+    """Has TensorFlow or JAX take memory of GPUs as needed, not at the start.
 
     To be called before anything else uses them; PyTorch does so anyway.
     """

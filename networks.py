@@ -205,10 +205,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             inputs, keras.backend.result_type(inputs.dtype, "float32")
         )
         mean, variance = keras.ops.moments(
-            images, axes=(0, 1, 2), synchronized=self.synchronized
+            images, axes=self._reduction_axes, synchronized=self.synchronized
         )
         outputs = keras.ops.batch_normalization(
-            images, mean, variance, -1, self.beta, self.gamma, self.epsilon
+            images, mean, variance, self.axis, self.beta, self.gamma, self.epsilon
         )
         return keras.ops.cast(outputs, self.compute_dtype)
 

@@ -53,6 +53,7 @@ FIXED_OPTIONS = (
     "augment",
     "files",
 )
+OLD_OPTIONS = {"discriminator_bn": "moving"}  # of checkpoints that do not name them
 
 
 class TrainingStoppedError(RuntimeError):
@@ -349,9 +350,12 @@ class Phase:
         self.run.note(f"Going on from {path}.")
 
     def _compare_options(self, before, path):
+        before = OLD_OPTIONS | before
         for key, value in self.run.options.items():
             if key not in before or before[key] == value:
                 continue
+            if key == "discriminator_bn" and self.name == "pre_training":
+                continue  # not used there
             flag = "dataset" if key == "files" else key.replace("_", "-")
             if key in FIXED_OPTIONS:
                 raise ValueError(
@@ -407,17 +411,18 @@ class Phase:
                 yield step
                 stop_signal = self.run.agree(self.run.stop_signal or 0)
                 if stop_signal:
-                    message = self._save_and_describe()
-                    self.run.agree(0)  # none goes before the chief has saved
-                    raise TrainingInterruptedError(stop_signal, message)
+                    is_saved = not self.run.agree(int(not self.save()))  # the chief
+                    raise TrainingInterruptedError(
+                        stop_signal, self._describe_stop(is_saved)
+                    )
         if self._failed_saves and not self.save():
             raise TrainingStoppedError(
                 f"The last step of {self._bar.label} is not saved. Make room, and run "
                 "the same command again to go on from the last checkpoint."
             )
 
-    def _save_and_describe(self):
-        if self.save():
+    def _describe_stop(self, is_saved):
+        if is_saved:
             return f"Step {self.step} of {self._bar.label} is saved."
         last = checkpoints.newest_step(self.store.folder)
         saved = "nothing" if last is None else f"step {last}"

@@ -111,7 +111,7 @@ def find_jobs(inputs, output, file_format):
     for job in (*named.values(), *found.values()):
         targets.add(job.target.with_suffix("").resolve())
         # Also where an earlier run had no --output.
-        targets.add(job.source.resolve().with_name(f"{job.source.stem}_x{SCALE}"))
+        targets.add(job.source.with_name(f"{job.source.stem}_x{SCALE}").resolve())
     earlier = [
         path
         for path in found.keys() - named.keys()

@@ -166,7 +166,9 @@ def test_batch_normalisation_trains_as_keras_does(is_frozen, policy, tolerance):
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "policy", ["float32", "mixed_bfloat16", "mixed_float16", "float64"]
+)
 def test_frozen_layer_can_use_the_batch(monkeypatch, is_fused, policy):
     """The discriminator's gradient came from statistics that say little of a batch."""
     monkeypatch.setattr(networks.BatchNormalization, "is_fused", is_fused)

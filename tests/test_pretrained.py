@@ -68,8 +68,10 @@ def test_without_the_list_of_digests_they_are_refused(tmp_path, monkeypatch):
     (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
     checkpoints.load_generator(tmp_path / name)  # a copy elsewhere is the user's
     monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", tmp_path)
-    with pytest.raises(ValueError, match=f"{checkpoints.DIGESTS_FILE} is missing"):
-        checkpoints.load_generator(tmp_path / name)
+    monkeypatch.chdir(tmp_path.parent)
+    for file in (tmp_path / name, Path(tmp_path.name) / name):
+        with pytest.raises(ValueError, match=f"{checkpoints.DIGESTS_FILE} is missing"):
+            checkpoints.load_generator(file)
 
 
 def test_they_are_measured_with_the_blur_they_were_trained_with():

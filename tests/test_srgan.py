@@ -413,6 +413,24 @@ def test_precisions_train_and_save_float32(command, precision, tmp_path):
     assert f"precision, {precision} -> float32" in out
 
 
+def test_discriminator_bn_is_a_flag_of_adversarial_training(command, monkeypatch):
+    """A recipe would change in the middle, or pre-training be thrown away for it."""
+    built = []
+
+    def build(**options):
+        built.append(options["discriminator_bn"])
+        return SRGAN(**options, **TINY)
+
+    monkeypatch.setattr(srgan, "SRGAN", build)
+    assert command(*SMALL, "--phase", "pretrain")[0] == 0
+    code, _, err = command(*SMALL, "--discriminator-bn", "batch")
+    assert (code, err) == (0, "")
+    assert built == ["moving", "batch"]
+    code, _, err = command(*SMALL, "--train-steps", 2)
+    assert code == 2
+    assert "was trained with discriminator-bn = batch" in err
+
+
 def test_demo_runs_without_any_argument_but_steps(command, tmp_path):
     """`python srgan.py` in a fresh clone: sample images, and it says so."""
     code, out, err = command(*SHORT)

@@ -174,6 +174,16 @@ def test_changes_are_told_once(open_phase, notes):
     assert sum("train-steps" in note for note in notes) == 1
 
 
+def test_options_newer_than_a_checkpoint(open_phase):
+    """A run of before the option would go on with another recipe, and not say so."""
+    run_steps(open_phase({"seed": 0}), last=2)
+    with pytest.raises(ValueError, match="discriminator-bn = moving, .* = batch"):
+        run_steps(open_phase({"discriminator_bn": "batch"}), last=4)
+    run_steps(open_phase({"discriminator_bn": "moving"}), last=4)
+    run_steps(open_phase({"discriminator_bn": "moving"}, "pre_training"), last=2)
+    run_steps(open_phase({"discriminator_bn": "batch"}, "pre_training"), last=4)
+
+
 def test_restart_moves(open_phase, notes):
     """`--restart` by mistake must not delete days of training."""
     phase = open_phase()
