@@ -177,7 +177,7 @@ def test_changes_are_told_once(open_phase, notes):
 def test_options_newer_than_a_checkpoint(open_phase):
     """A run of before the option would go on with another recipe, and not say so."""
     run_steps(open_phase({"seed": 0}), last=2)
-    with pytest.raises(ValueError, match="discriminator-bn = moving, .* = batch"):
+    with pytest.raises(ValueError, match=r"discriminator-bn = moving, .* = batch"):
         run_steps(open_phase({"discriminator_bn": "batch"}), last=4)
     run_steps(open_phase({"discriminator_bn": "moving"}), last=4)
     run_steps(open_phase({"discriminator_bn": "moving"}, "pre_training"), last=2)
