@@ -53,7 +53,9 @@ FIXED_OPTIONS = (
     "augment",
     "files",
 )
-OLD_OPTIONS = {"discriminator_bn": "moving"}  # of checkpoints that do not name them
+# What runs did before the option was there, so that checkpoints do not name it.
+OLD_OPTIONS = {"discriminator_bn": "moving"}
+UNUSED_OPTIONS = {"pre_training": ("discriminator_bn",)}  # by phase; may change
 
 
 class TrainingStoppedError(RuntimeError):
@@ -122,7 +124,7 @@ class TrainingRun:
         self.note = note
         self.stop_signal = None
         self.is_chief = True  # of several workers, only one writes
-        self.agree = int  # of several workers, all stop at the same step
+        self.agree = int  # callable: the largest number that any worker passes
         self._told = set()
 
     def note_once(self, text):
@@ -352,10 +354,9 @@ class Phase:
     def _compare_options(self, before, path):
         before = OLD_OPTIONS | before
         for key, value in self.run.options.items():
-            if key not in before or before[key] == value:
+            is_unused = key in UNUSED_OPTIONS.get(self.name, ())
+            if is_unused or key not in before or before[key] == value:
                 continue
-            if key == "discriminator_bn" and self.name == "pre_training":
-                continue  # not used there
             flag = "dataset" if key == "files" else key.replace("_", "-")
             if key in FIXED_OPTIONS:
                 raise ValueError(
