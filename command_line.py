@@ -1,129 +1,194 @@
-"""What the commands share: one-line errors, number types, exit codes, progress.
+"""What the commands share: quiet start-up, one-line errors, number types, progress.
 
 parser = command_line.ArgumentParser(description=__doc__)
 """
 
 import argparse
+import contextlib
 import os
-import shutil
+import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 EXIT_FAILED = 1  # the work itself failed
 EXIT_USAGE = 2  # the user's mistake: flag, folder, file
-EXIT_SIGNAL = 128  # plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # of arithmetic
-HELP_COLUMN = 34  # where the texts of --help begin
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+HELP_COLUMN = 30  # where help texts begin
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """Argument parser with short help, whose errors are one line.
-
-    Args:
-        **kwargs: those of `argparse.ArgumentParser`.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(formatter_class=_HelpFormatter, **kwargs)
-
-    def error(self, message):
-        fail(f"{message} See --help.", self.prog)
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+class _HelpFormatter(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
     def __init__(self, prog):
         super().__init__(prog, max_help_position=HELP_COLUMN, width=88)
 
-
-def add_flags(parser, flags, defaults):
-    """Adds groups of flags from a table.
-
-    Args:
-        parser: `ArgumentParser`.
-        flags: dict of group title to `(flag, kind, text)`; kind is a tuple of
-            choices, a type, `bool` (then there is a `--no-` flag too), or a str
-            that stands for the value in the help.
-        defaults: dict; its values are shown in brackets, but not set.
-    """
-    for title, group_flags in flags.items():
-        group = parser.add_argument_group(title)
-        for flag, kind, text in group_flags:
-            default = defaults.get(flag[2:].replace("-", "_"))
-            if kind is bool:
-                default = {True: "yes", False: "no"}.get(default)
-            shown = text if default is None else f"{text} [{default}]"
-            group.add_argument(flag, help=shown, **_flag_options(kind))
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
-def _flag_options(kind):
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if isinstance(kind, tuple):
-        return {"choices": kind}
-    if isinstance(kind, str):
-        return {"metavar": kind}
-    return {"type": kind, "metavar": "N" if kind.__name__.endswith("int") else "X"}
+class ArgumentParser(argparse.ArgumentParser):
+    """Argument parser whose help shows defaults and whose errors are one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        fail(f"{message} See --help.")
 
 
-def fail(message, program=None, code=EXIT_USAGE):
-    """Prints one line on stderr and exits.
-
-    Args:
-        message: str, what was expected, what was found, what to do.
-        program: str, the command's name; by default the running one's.
-        code: int, exit code.
-
-    Raises:
-        SystemExit: always.
-    """
-    program = program or sys.argv[0].rpartition("/")[2]
-    print(f"{program}: {one_line(message)}", file=sys.stderr)
+def fail(message, code=EXIT_USAGE):
+    """Prints one line on stderr and exits."""
+    command = os.path.basename(sys.argv[0])
+    print(f"{command}: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(code)
 
 
-def make_writable(folder):
-    """Makes a folder, and makes sure that files can be written to it.
-
-    Args:
-        folder: `Path`.
-
-    Raises:
-        OSError: if it, or a folder above it, is a file, or nothing can be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
+def warn(message):
+    """Prints one line on stderr."""
+    print(" ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
-def check_result_path(path, flag, is_folder=False):
-    """Makes the folder of a result, before any work.
-
-    Args:
-        path: path of a file, or of a folder.
-        flag: str, the flag that named it.
-        is_folder: bool, whether `path` is that of a folder.
-
-    Raises:
-        OSError: if nothing can be written there.
-    """
-    path = Path(path)
+def check_writable(path, flag="output"):
+    """Raises `OSError` unless a file can be written to `path`; makes its folder."""
+    path, flag = Path(path), f"--{flag.replace('_', '-')}"
+    reason = "it is a directory" if path.is_dir() else None
     try:
-        if not is_folder and path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        if not is_folder and path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(None, "it is read-only")
-        make_writable(path if is_folder else path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise OSError(
-            f"Expected a place to write to, but {path} cannot be one: "
-            f"{error.strerror}. Pass another {flag}."
-        ) from error
+        reason = error.strerror
+    if reason:
+        raise OSError(f"Cannot write to {path}: {reason}. Choose another {flag}.")
 
 
-def one_line(message):
-    """Returns a message, or an exception's, without its line breaks."""
-    return " ".join(str(message).split())
+@contextlib.contextmanager
+def usage_errors():
+    """Turns mistakes found during set-up into one line and exit code 2.
+
+    Wrap nothing else: a bug must keep its traceback.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        fail(error)
+
+
+@contextlib.contextmanager
+def quiet_imports(module_name):
+    """Hides TensorFlow's start-up messages, and the traceback of an early Ctrl-C.
+
+    TensorFlow writes some messages before it reads its own log level, so stderr itself
+    is redirected. Set `TF_CPP_MIN_LOG_LEVEL` to see them.
+
+    Args:
+        module_name: str, `__name__` of the caller; only the command that was started
+            exits on Ctrl-C.
+    """
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    try:
+        if "TF_CPP_MIN_LOG_LEVEL" in os.environ or "keras" in sys.modules:
+            yield
+            return
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        with _stderr_redirected():
+            yield
+    except KeyboardInterrupt:
+        if module_name != "__main__":
+            raise
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _stderr_redirected():
+    try:
+        kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # stderr is closed
+        yield
+        return
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
+
+
+def run(main):
+    """Runs a command's `main`, and exits with the code that it returns.
+
+    Characters that a stream cannot show are escaped. A closed pipe, as of `| head`,
+    ends the output, not the work.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Stream(stream))
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+class _Stream:
+    """A text stream that goes to the null device once it cannot be written to."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        with self._surviving():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with self._surviving():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _surviving(self):
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def describe_device():
+    """Returns one line that names the device on which Keras computes."""
+    import keras  # slow, so that --help does without
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with _stderr_redirected():
+            gpus = [
+                tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+                for gpu in tf.config.list_physical_devices("GPU")
+            ]
+    else:
+        devices = keras.distribution.list_devices()
+        gpus = [device for device in devices if not device.startswith("cpu")]
+    if gpus:
+        return f"Device: {', '.join(gpus)}"
+    return f"Device: CPU ({os.cpu_count()} cores; no GPU found)"
+
+
+def progress_bar(target, unit):
+    """Returns Keras's progress bar, silent if stdout is no terminal."""
+    import keras
+
+    return keras.utils.Progbar(target, verbose=int(sys.stdout.isatty()), unit_name=unit)
 
 
 def positive_int(text):
@@ -147,52 +212,8 @@ def non_negative_float(text):
 
 
 def _number(text, convert, expected, is_valid):
-    try:
+    with contextlib.suppress(ValueError):
         value = convert(text)
-    except ValueError:
-        value = None
-    if value is None or not is_valid(value):
-        raise argparse.ArgumentTypeError(f"expected {expected}, received {text!r}.")
-    return value
-
-
-class Progress:
-    """Shows how far a run is: a line redrawn on a terminal, nothing elsewhere.
-
-    Args:
-        num_images: int, images of the run.
-        stream: text stream, stdout if `None`.
-    """
-
-    def __init__(self, num_images, stream=None):
-        self.stream = stream or sys.stdout
-        self.num_images = num_images
-        self.number = 0
-        self.name = ""
-        self.started = time.monotonic()
-
-    def start_image(self, name):
-        """Goes on to the next image, called `name`."""
-        self.number += 1
-        self.name = name
-        self(0, 1)
-
-    def __call__(self, num_done, total):
-        """Shows that `num_done` of `total` pixels of the image are done."""
-        if not self.stream.isatty():
-            return
-        share = (self.number - 1 + num_done / total) / self.num_images
-        seconds = time.monotonic() - self.started
-        left = f"{seconds * (1 - share) / share:.0f} s left" if share else "starting"
-        line = f"{self.number} of {self.num_images}, {num_done / total:4.0%}, {left}"
-        columns = shutil.get_terminal_size().columns
-        self._redraw(f"{line}: {self.name}"[: columns - 1])
-
-    def print_line(self, line, stream=None):
-        """Prints a line in place of the bar, to `stream` if it is not `None`."""
-        self._redraw("")
-        print(line, file=stream or self.stream, flush=True)
-
-    def _redraw(self, line):
-        if self.stream.isatty():
-            print(f"\r\x1b[K{line}", end="", file=self.stream, flush=True)
+        if is_valid(value):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}.")

@@ -3,50 +3,48 @@
     TF_CONFIG='{"cluster": {"worker": ["host1:2222", "host2:2222"]},
                 "task": {"type": "worker", "index": 0}}' python srgan.py --dataset PATH
 
-One process a device, the same command in each, told apart by TF_CONFIG alone. Each
-makes its own part of the same batch; gradients and batch-norm statistics are averaged
-over all. The first, the chief, writes everything that is written.
+One process per device runs the same command; TF_CONFIG tells them apart. Each makes its
+own part of the same batch; gradients and batch-norm statistics are averaged over all.
+The first worker, the chief, writes everything.
 """
 
 import contextlib
 import functools
+import io
 import json
 import os
+import sys
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
-from quiet import keras
+import command_line
 
 MAX_AGREED = 64  # the largest number of a signal
 
 
 class Workers(NamedTuple):
-    """The processes of one training; `strategy` is `None` if there is just this one."""
+    """The processes of one training; `strategy` is `None` if there is only this one."""
 
-    strategy: Any
-    index: int
-    count: int
+    strategy: Any = None
+    index: int = 0
+    count: int = 1
 
     @property
     def is_chief(self):
-        """Whether this process writes pictures, logs and checkpoints."""
         return self.index == 0
 
     def scope(self):
-        """Returns the context in which networks and optimisers are built."""
+        """Returns the context in which networks and optimizers are built."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
     def wait(self):
-        """Returns when all workers have come here."""
+        """Returns when all workers have called it."""
         self.agree(0)
 
     def agree(self, number):
-        """Returns the largest of the numbers that all workers pass, when all have.
-
-        Args:
-            number: int in [0, `MAX_AGREED`].
-        """
+        """Returns the largest of the numbers in [0, `MAX_AGREED`] that workers pass."""
         if self.strategy is None:
             return number
         votes = np.zeros(MAX_AGREED + 1, "float32")
@@ -65,59 +63,69 @@ def _sum_over_workers(strategy):
     return sum_over_workers
 
 
-def join_workers():
-    """Joins the training that TF_CONFIG describes; call it before anything else.
+@contextlib.contextmanager
+def join_workers(precision="float32"):
+    """Joins the training that TF_CONFIG describes, and yields `Workers`.
 
-    Returns:
-        `Workers`; without TF_CONFIG, this process alone.
-
-    Raises:
-        ValueError: if TF_CONFIG makes no sense, or Keras's backend is not
-            TensorFlow.
+    Without TF_CONFIG, this process is alone. If another worker fails, the process ends
+    with one line and exit code 1.
     """
     text = os.environ.get("TF_CONFIG")
     if not text:
-        return Workers(None, 0, 1)
+        yield Workers()
+        return
+    hosts, index = _read_config(text)
+    if precision == "mixed_float16":  # each worker would scale its loss on its own
+        raise ValueError("Several workers need --precision mixed_bfloat16 or float32.")
+    import tensorflow as tf
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    output = sys.stdout if index == 0 else io.StringIO()  # the chief prints for all
+    try:
+        with contextlib.redirect_stdout(output):
+            yield Workers(strategy, index, len(hosts))
+    except tf.errors.OpError as error:
+        if not _is_worker_failure(error):
+            raise
+        command_line.fail(
+            f"Another worker failed or cannot be reached: {str(error)[:300]} Run the "
+            "same commands again to resume from the last checkpoint.",
+            command_line.EXIT_FAILED,
+        )
+
+
+def _read_config(text):
+    """Returns the list of hosts and this worker's index."""
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
-            "TF_CONFIG is set, but only the TensorFlow backend trains on several "
-            f"workers, and Keras runs on {keras.backend.backend()}. Unset one of them."
+            "TF_CONFIG is set, but Keras does not run on TensorFlow, which alone can "
+            "train on several workers. Unset one of them."
         )
-    try:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         config = json.loads(text)
         hosts, task = config["cluster"]["worker"], config["task"]
-        index = task["index"]
-        if task["type"] != "worker" or not 0 <= index < len(hosts):
-            raise ValueError("the task is none of the workers")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"TF_CONFIG is not understood ({type(error).__name__}: {error}). Expected "
-            '{"cluster": {"worker": ["host:port", ...]}, '
-            '"task": {"type": "worker", "index": 0}}.'
-        ) from error
+        if task["type"] == "worker" and 0 <= task["index"] < len(hosts):
+            return hosts, task["index"]
+    raise ValueError(
+        'Cannot use TF_CONFIG. It must be like {"cluster": {"worker": ["host:port", '
+        '...]}, "task": {"type": "worker", "index": 0}}.'
+    )
+
+
+def _is_worker_failure(error):
     import tensorflow as tf
 
-    return Workers(tf.distribute.MultiWorkerMirroredStrategy(), index, len(hosts))
-
-
-def grow_gpu_memory():
-    """Has TensorFlow or JAX take memory of GPUs as needed, not at the start.
-
-    To be called before anything else uses them; PyTorch does so anyway.
-    """
-    if keras.backend.backend() == "jax":
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if keras.backend.backend() != "tensorflow":
-        return
-    import tensorflow as tf
-
-    for gpu in tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):  # in use already, as in a notebook
-            tf.config.experimental.set_memory_growth(gpu, True)
+    names = ("Aborted", "Cancelled", "DeadlineExceeded", "Unavailable")
+    names += ("FailedPrecondition",)  # it has been started again
+    gone = tuple(getattr(tf.errors, f"{name}Error") for name in names)
+    # Others, such as a lack of memory, are this worker's own.
+    is_collective = "collective" in str(error).lower() or "NCCL" in str(error)
+    is_internal = isinstance(error, tf.errors.InternalError)
+    return isinstance(error, gone) or (is_internal and is_collective)
 
 
 def is_active():
-    """Tells whether networks are being built for several workers."""
+    """Returns whether models are being built for several workers."""
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf
@@ -125,84 +133,26 @@ def is_active():
     return tf.distribute.has_strategy()
 
 
-def scope_of(model):
-    """Returns the context in which a model was built, to build another one alike."""
-    strategy = getattr(model, "distribute_strategy", None)  # TensorFlow's models only
-    return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-
-def is_worker_failure(error):
-    """Tells whether an error says that another worker has gone.
-
-    Args:
-        error: an exception.
-    """
-    if not os.environ.get("TF_CONFIG") or keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    gone = (
-        tf.errors.AbortedError,
-        tf.errors.CancelledError,
-        tf.errors.DeadlineExceededError,
-        tf.errors.FailedPreconditionError,  # it has been started again
-        tf.errors.UnavailableError,
-    )
-    # Others, such as a lack of memory or a fault of the GPU, are this worker's own.
-    is_internal = isinstance(error, tf.errors.InternalError)
-    return isinstance(error, gone) or (is_internal and _is_collective(str(error)))
-
-
-def _is_collective(text):
-    return "collective" in text.lower() or "NCCL" in text
+def synchronize_batch_norm(*models):
+    """Averages batch-norm statistics over workers, if there are several."""
+    for model in models if is_active() else ():
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
 
 
 class WorkerModel(keras.Model):
     """A functional model whose losses several workers can average.
 
-    `train_on_batch` averages over workers along the first axis, so that each loss
-    needs one: without it, it fails with "Invalid reduction dimension 0".
+    `train_on_batch` averages over workers along the first axis, so that each loss needs
+    one: without it, it fails with "Invalid reduction dimension 0".
     """
 
     def train_step(self, data):
-        """Trains on this worker's part; returns a dict of losses of shape (1,)."""
         losses = super().train_step(data)
         return {name: keras.ops.reshape(loss, (1,)) for name, loss in losses.items()}
 
 
-class SharedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """Leaves a step out on all workers where gradients of any are not finite.
-
-    Keras's own looks at this worker's gradients alone, before they are averaged: one
-    worker would leave out the step in which the others wait for its gradients.
-    """
-
-    def check_finite(self, grads):
-        """Tells whether the gradients of all workers are finite."""
-        import tensorflow as tf
-
-        is_finite = super().check_finite(grads)
-        num_overflows = tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, tf.cast(~is_finite, "float32")
-        )
-        return num_overflows == 0
-
-
-def share_loss_scale(optimizer):
-    """Wraps an optimizer for 16-bit floats, where several workers need it.
-
-    Args:
-        optimizer: `keras.optimizers.Optimizer`.
-
-    Returns:
-        It, or a `SharedLossScaleOptimizer` of it; Keras wraps others itself.
-    """
-    is_scaled = keras.config.dtype_policy().name == "mixed_float16"
-    if is_scaled and is_active():
-        return SharedLossScaleOptimizer(optimizer)
-    return optimizer
-
-
 def model_class():
-    """Returns the class of models that are trained: `WorkerModel` or Keras's own."""
+    """Returns the class of trained models: `WorkerModel` or Keras's own."""
     return WorkerModel if is_active() else keras.Model

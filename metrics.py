@@ -1,15 +1,17 @@
 """Measures how close a super-resolved image is to the original: PSNR and SSIM.
 
-The protocol is the one the x4 literature reports: 8-bit images, 4 px cut from each
-border, luminance as MATLAB's `rgb2ycbcr` has it; figures over R, G, B stand beside.
-
     python -c "from metrics import measure; import numpy as np; \
         print(measure(np.zeros((32, 32, 3)), np.ones((32, 32, 3))))"
 
-NumPy in, floats out: nothing here reads a file or needs TensorFlow.
+The protocol is the usual one of the x4 literature (`PROTOCOL`). Needs NumPy and Pillow.
 """
 
+import math
+
 import numpy as np
+from PIL import Image
+
+from pictures import to_uint8
 
 BORDER = 4  # px cut from each side; as many as the scale, paper Sec. 3.1
 PEAK = 255.0  # the L of both formulas: the largest 8-bit value
@@ -17,6 +19,21 @@ SSIM_WINDOW = 11  # px, side of the Gaussian window, Wang et al. 2004, Sec. III-
 SSIM_SIGMA = 1.5  # px, the window's standard deviation, Wang et al. 2004
 SSIM_K1 = 0.01  # steadies the comparison of means, Wang et al. 2004
 SSIM_K2 = 0.03  # steadies the comparison of variances, Wang et al. 2004
+PROTOCOL = (
+    "x4, 8-bit images, 4 px cut from each border. PSNR in dB. Y: luminance of ITU-R "
+    "BT.601, as MATLAB's rgb2ycbcr; grayscale files are measured as they are. SSIM: "
+    "Gaussian window of 11x11 px, sigma 1.5. MSE: RGB in [-1, 1], nothing cut."
+)
+SCORES = {  # key: heading of its column, decimals
+    "psnr_y": ("PSNR Y", 2),
+    "ssim_y": ("SSIM Y", 4),
+    "psnr_rgb": ("PSNR RGB", 2),
+    "ssim_rgb": ("SSIM RGB", 4),
+    "mse": ("MSE", 5),
+    "perceptual": ("perceptual", 5),
+    "vgg54": ("VGG54", 2),
+}
+COLUMN = 12  # characters
 LUMA_OFFSET = 16.0  # 8-bit level of black, ITU-R BT.601
 LUMA_WEIGHTS = (65.481, 128.553, 24.966)  # levels for R, G, B in [0, 1], BT.601
 
@@ -24,19 +41,12 @@ LUMA_WEIGHTS = (65.481, 128.553, 24.966)  # levels for R, G, B in [0, 1], BT.601
 def luminance(image):
     """Returns the luminance of an image, as MATLAB's `rgb2ycbcr` computes it.
 
-    `16 + 65.481 R + 128.553 G + 24.966 B` with R, G, B in [0, 1] (ITU-R BT.601).
-    The result is not rounded. A grayscale image is measured as itself: its values
-    are returned unchanged, in [0, 255] and not squeezed into [16, 235].
-
     Args:
-        image: uint8 or float array in [0, 255], `(h, w, 3)` RGB, or grayscale
-            `(h, w)` or `(h, w, 1)`.
+        image: uint8 or float array in [0, 255], `(h, w, 3)` RGB, or grayscale `(h, w)`
+            or `(h, w, 1)`, which is returned as it is.
 
     Returns:
-        float64 array `(h, w)`: in [16, 235] for RGB, in [0, 255] for grayscale.
-
-    Raises:
-        ValueError: if `image` has another shape.
+        float64 array `(h, w)`, not rounded: in [16, 235] for RGB.
     """
     channels = _as_channels(image)
     if channels.shape[2] == 1:
@@ -45,22 +55,16 @@ def luminance(image):
 
 
 def psnr(image, reference, border=BORDER):
-    """Returns the peak signal-to-noise ratio of two images.
-
-    `10 log10(255^2 / MSE)`, the mean taken over all pixels and channels at once.
+    """Returns the peak signal-to-noise ratio of two images, 10 log10(255^2 / MSE).
 
     Args:
-        image: uint8 or float array in [0, 255], `(h, w)`, `(h, w, 1)` or
-            `(h, w, 3)`.
+        image: uint8 or float array in [0, 255], `(h, w)`, `(h, w, 1)` or `(h, w, 3)`.
         reference: array of the same range and shape.
         border: int >= 0, px cut from each side before measuring.
 
     Returns:
-        float, dB: infinite for identical images, NaN if the cut leaves nothing.
-
-    Raises:
-        ValueError: if the shapes differ or are not those of images, or if `border`
-            is negative.
+        float, dB, over all pixels and channels at once: infinite for identical images,
+        NaN if the cut leaves nothing.
     """
     image, reference = _cut_pair(image, reference, border)
     if image.size == 0:
@@ -74,29 +78,22 @@ def psnr(image, reference, border=BORDER):
 def ssim(image, reference, border=BORDER):
     """Returns the structural similarity of two images (Wang et al. 2004).
 
-    An 11x11 Gaussian window of sigma 1.5 slides over the valid positions only, and
-    variances are weighted means (not sample variances), as in the authors' MATLAB
-    code. Channels are measured one by one and averaged.
+    As in the authors' MATLAB code, the window slides over valid positions only, and
+    variances are weighted means. Channels are measured one by one and averaged.
 
     Args:
-        image: uint8 or float array in [0, 255], `(h, w)`, `(h, w, 1)` or
-            `(h, w, 3)`.
-        reference: array of the same range and shape.
-        border: int >= 0, px cut from each side before measuring.
+        image: as for `psnr`.
+        reference: as for `psnr`.
+        border: as for `psnr`.
 
     Returns:
-        float in [-1, 1]: 1 for identical images, NaN if the cut leaves less than
-        one window, so that one tiny image does not end a whole folder's run.
-
-    Raises:
-        ValueError: if the shapes differ or are not those of images, or if `border`
-            is negative.
+        float in [-1, 1]: 1 for identical images, NaN if the cut leaves less than one
+        window.
     """
     image, reference = _cut_pair(image, reference, border)
     if min(image.shape[:2]) < SSIM_WINDOW:
         return float("nan")
-    mean_image = _blur(image)
-    mean_reference = _blur(reference)
+    mean_image, mean_reference = _blur(image), _blur(reference)
     mean_product = mean_image * mean_reference
     mean_power = mean_image**2 + mean_reference**2
     # Only the sum of both variances is needed, which saves one blur.
@@ -110,20 +107,17 @@ def ssim(image, reference, border=BORDER):
 
 
 def measure(sr, hr):
-    """Returns the four figures that the project reports for one image.
+    """Returns PSNR and SSIM of one image, of its luminance and of all channels.
 
-    Both images are rounded to 8 bits first, because a saved picture is judged, not
-    the network's float output. Grayscale images are measured as themselves, so both
-    pairs of figures are equal; compare a grayscale `hr` with a grayscale `sr`.
+    Both images are rounded to 8 bits first, because a saved picture is judged.
 
     Args:
-        sr: super-resolved image, uint8 or float array in [0, 255], `(h, w)`,
-            `(h, w, 1)` or `(h, w, 3)`.
+        sr: uint8 or float array in [0, 255], `(h, w)`, `(h, w, 1)` or `(h, w, 3)`.
         hr: original image of the same range and shape.
 
     Returns:
-        dict of floats: "psnr_y" and "ssim_y" of the luminance, "psnr_rgb" and
-        "ssim_rgb" of all channels; PSNR in dB, SSIM in [-1, 1].
+        dict of floats: "psnr_y", "ssim_y", "psnr_rgb" and "ssim_rgb"; equal pairs for
+        grayscale images.
 
     Raises:
         ValueError: if the shapes differ or are not those of images.
@@ -139,6 +133,59 @@ def measure(sr, hr):
     }
 
 
+def score(sr, image):
+    """Measures an enlarged image `(4h, 4w, 3)` in [-1, 1] against a `TestImage`.
+
+    Adds "mse", in [-1, 1] (source), to what `measure` returns.
+    """
+    scores = measure(show(sr, image.is_grey), show(image.hr, image.is_grey))
+    return scores | {"mse": float(np.mean(np.square(sr - image.hr)))}
+
+
+def show(image, is_grey):
+    """Converts a float image in [-1, 1] to uint8 `(h, w, 3)`, or `(h, w)` if grey."""
+    picture = Image.fromarray(to_uint8(image))
+    return np.asarray(picture.convert("L") if is_grey else picture)
+
+
+def mean_scores(scores):
+    """Averages a list of dicts of scores over the images whose score is finite.
+
+    Returns a dict; scores that no image has are left out. Identical images have an
+    infinite PSNR, and images that are too small have none.
+    """
+    means = {}
+    for key in SCORES:
+        known = [row[key] for row in scores if math.isfinite(row.get(key, math.nan))]
+        if known:
+            means[key] = float(np.mean(known))
+    return means
+
+
+def format_table(tables):
+    """Formats scores as lines of text; tables is {row: {method: {key: score}}}."""
+    keys = [
+        key
+        for key in SCORES
+        if any(key in scores for table in tables.values() for scores in table.values())
+    ]
+    name_width = max(len(name) for name in tables) + 2
+    label_width = max(len(label) for table in tables.values() for label in table)
+    headings = "".join(f"{SCORES[key][0]:>{COLUMN}}" for key in keys)
+    lines = [" " * (name_width + label_width) + headings]
+    for name, table in tables.items():
+        for label, scores in table.items():
+            cells = [_format_score(scores.get(key, math.nan), key) for key in keys]
+            lines.append(f"{name:{name_width}}{label:{label_width}}{''.join(cells)}")
+            name = ""
+    return "\n".join(lines)
+
+
+def _format_score(score, key):
+    shown = "-" if not math.isfinite(score) else f"{score:.{SCORES[key][1]}f}"
+    return f"{shown:>{COLUMN}}"
+
+
 def _as_channels(image):
     """Returns the image as float64 `(h, w, 1)` or `(h, w, 3)`, after a check."""
     channels = np.asarray(image, dtype="float64")
@@ -146,17 +193,13 @@ def _as_channels(image):
         channels = channels[:, :, np.newaxis]
     if channels.ndim != 3 or channels.shape[2] not in (1, 3):
         raise ValueError(
-            "Expected an image of shape (h, w), (h, w, 1) or (h, w, 3). "
-            f"Received shape {np.shape(image)}. Pass images one by one, without "
-            "batch dimension and without alpha channel."
+            f"Not an image (h, w), (h, w, 1) or (h, w, 3): {channels.shape}."
         )
     return channels
 
 
 def _cut_pair(image, reference, border):
     """Checks two images and cuts `border` px from each of their sides."""
-    if border < 0:
-        raise ValueError(f"Expected border >= 0 px. Received {border}.")
     image, reference = _as_channels(image), _as_channels(reference)
     _check_same_shape(image, reference)
     height, width = image.shape[:2]
@@ -167,11 +210,7 @@ def _cut_pair(image, reference, border):
 
 def _check_same_shape(image, reference):
     if image.shape != reference.shape:
-        raise ValueError(
-            "Expected two images of one shape. Received "
-            f"{image.shape} and {reference.shape}. Cut the larger one, or convert "
-            "both to RGB or both to grayscale."
-        )
+        raise ValueError(f"Images differ in shape: {image.shape}, {reference.shape}.")
 
 
 def _blur(image):

@@ -1,37 +1,50 @@
-"""The three networks of SRGAN, built without any input or output.
+"""The networks of SRGAN and their losses, as data and small builders.
 
     python -c "import networks; networks.build_generator().summary()"
 
-The generator's upsampling layers compute "nearest neighbour x2, then a
-convolution" without making the enlarged tensor (`UpsampleConv2D`), with the
-same weights and, in exact arithmetic, the same results.
+The generator's upsampling layers compute "nearest neighbour x2, then a convolution"
+without making the enlarged tensor (`UpsampleConv2D`), with the same weights and, in
+exact arithmetic, the same results.
 """
 
 import os
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
+import keras
 import numpy as np
-
-import distribution
-from quiet import keras
-
-# Weight files of VGG19, ImageNet, no top: for the messages only, Keras knows
-# the address and the digest.
-VGG_WEIGHTS_FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 BATCH_NORM_MOMENTUM = 0.8  # source: both networks; Keras's default is 0.99
 LEAKY_SLOPE = 0.2  # paper, Sec. 2.1.1
-DISCRIMINATOR_BLOCKS = (  # (filters / num_filters, stride); paper, Fig. 4
-    (1, 2),
-    (2, 1),
-    (2, 2),
-    (4, 1),
-    (4, 2),
-    (8, 1),
-    (8, 2),
-)
+# (filters / num_filters, stride); paper, Fig. 4
+DISCRIMINATOR_BLOCKS = ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2))
 DENSE_UNITS_FACTOR = 16  # 1024 units for 64 filters; paper, Fig. 4
+PATCH_SIZE = 16  # px, stride of the discriminator's patch grid
+
+ADVERSARIAL_WEIGHT = 1e-3  # paper, Sec. 2.2, eq. 3
+FEATURE_WEIGHT = 1 / 12.75**2  # = 0.006, paper, Sec. 3.2
+TOTAL_VARIATION_WEIGHT = 2e-8  # SRResNet-VGG22; paper, Sec. 3.4
+VGG_MAX_PIXELS = 2**21  # of an image to score; each takes about 1 KiB of memory
+# The file that Keras downloads, ImageNet without top.
+VGG_WEIGHTS_FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
+
+
+class ContentLoss(NamedTuple):
+    """What generated and original images are compared by, and how it is weighted."""
+
+    layer_name: str | None  # of VGG19; None: the pixels themselves
+    weight: float
+    imagenet_preprocessing: bool
+
+
+CONTENT_LOSSES = {
+    # Source: block3_conv3, and no ImageNet preprocessing.
+    "source": ContentLoss("block3_conv3", FEATURE_WEIGHT, False),
+    "mse": ContentLoss(None, 1.0, False),
+    "vgg22": ContentLoss("block2_conv2", FEATURE_WEIGHT, True),
+    "vgg54": ContentLoss("block5_conv4", FEATURE_WEIGHT, True),
+}
 
 
 @keras.saving.register_keras_serializable(package="srgan")
@@ -39,28 +52,24 @@ class UpsampleConv2D(keras.layers.Conv2D):
     """Nearest-neighbour upsampling x2 and a convolution, in one layer.
 
     Equal to `UpSampling2D(2)` followed by `Conv2D(filters, kernel_size,
-    padding="same")` in exact arithmetic, borders included, and with the same
-    weights, but the enlarged tensor is never made. Each tap of the kernel
-    falls on one of few distinct input pixels, so the taps that share a pixel
-    are added up first ("folded"):
+    padding="same")` with the same weights, in exact arithmetic and borders included,
+    but the enlarged tensor is never made. Several taps of the kernel fall on the same
+    input pixel, so they are added up first ("folded"):
 
-    - few filters and a kernel of 4m + 1 (the 9x9 to RGB): a convolution of
-      2m + 1 to 4 x filters channels, one group for each of the four output
-      pixels of an input pixel, then depth-to-space: 25 multiply-adds a
-      filter and channel, where there were 81;
-    - otherwise (3x3): one transposed convolution, stride 2, with the kernel
-      convolved by a 2x2 box: 16 multiply-adds for four output pixels, where
-      there were 36.
+    - Few filters and a kernel of side 4m + 1 (9x9 to RGB): a convolution of side
+      2m + 1 to four groups of channels, one for each output pixel of an input pixel,
+      then depth-to-space: 25 multiply-adds where there were 81.
+    - Otherwise (3x3): one transposed convolution, stride 2, whose kernel is convolved
+      with a 2x2 box: 16 multiply-adds where there were 36.
 
-    The fold uses dense operations only. `gather` would make the kernel's
-    gradient sparse (IndexedSlices), and Adam then takes wrong steps.
+    The fold uses dense operations only. `gather` would make the kernel's gradient
+    sparse (IndexedSlices), and Adam then takes wrong steps.
 
     Args:
         filters: int, number of output channels.
         kernel_size: odd int, side of the kernel on the enlarged image.
-        **kwargs: `activation`, `use_bias`, `dtype`, `name` and others of
-            `keras.layers.Conv2D`; not `strides`, `padding` or
-            `dilation_rate`, which are fixed.
+        **kwargs: other arguments of `keras.layers.Conv2D`, except `strides`, `padding`
+            and `dilation_rate`, which are fixed.
 
     Raises:
         ValueError: if `kernel_size` is even.
@@ -73,10 +82,7 @@ class UpsampleConv2D(keras.layers.Conv2D):
         super().__init__(filters, kernel_size, **kwargs)
         side, width = self.kernel_size
         if side != width or side % 2 == 0:
-            raise ValueError(
-                "UpsampleConv2D needs a square kernel with an odd side. "
-                f"Received: kernel_size={kernel_size}."
-            )
+            raise ValueError(f"The kernel's side must be odd, not {kernel_size}.")
         self.folds_to_depth = side % 4 == 1 and filters <= 16
         self._fold = _fold_phases(side) if self.folds_to_depth else _fold_box(side)
 
@@ -108,9 +114,8 @@ class UpsampleConv2D(keras.layers.Conv2D):
         return keras.ops.reshape(kernel, (*kernel.shape[:3], 4 * self.filters))
 
     def compute_output_shape(self, input_shape):
-        batch, height, width, _ = input_shape
-        double = [side and 2 * side for side in (height, width)]
-        return (batch, *double, self.filters)
+        height, width = (side and 2 * side for side in input_shape[1:3])
+        return (input_shape[0], height, width, self.filters)
 
     def get_config(self):
         fixed = ("strides", "padding", "data_format", "dilation_rate", "groups")
@@ -136,46 +141,39 @@ def _fold_phases(side):
 
 @keras.saving.register_keras_serializable(package="srgan")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's batch normalisation, on TensorFlow by its fused kernel.
+    """Keras's batch normalization, with TensorFlow's fused kernel where it applies.
 
-    Keras 3 composes the normalisation from float32 operations; TensorFlow's
-    `FusedBatchNormV3` (which the source's Keras used) does it in one pass
-    with 16-bit inputs and float32 statistics. Weights, names, file layout and
-    results are Keras's: the kernel returns the variance with Bessel's
-    correction, which is taken back before it enters the moving variance.
-    Keras's own code runs for float64, on other backends, and where statistics
-    are synchronised between workers.
+    The kernel, which the source's Keras used, makes a bfloat16 training step 1.5 times
+    as fast. Weights, file layout and results are Keras's. Three attributes are read
+    when a step is traced:
 
-    Attributes, read when a step is traced: `is_frozen`, if `True`, training
-    too normalises by the moving statistics and leaves them alone, while scale
-    and offset (gamma and beta) are still trained (Keras's `trainable = False`
-    would stop those as well). `uses_batch_when_frozen`, if `True`, training
-    normalises by the batch's own statistics also where `trainable` is `False`,
-    and leaves the moving ones alone. `is_fused`, if `False`, runs Keras's own
-    code.
-
-    Args:
-        **kwargs: those of `keras.layers.BatchNormalization`.
+    - `has_fixed_statistics`: training normalizes by the moving statistics and leaves
+      them alone; scale and offset are trained, unlike with `trainable = False`.
+    - `uses_batch_when_frozen`: training normalizes by the batch's statistics although
+      `trainable` is `False`, and leaves the moving ones alone.
+    - `is_fused`: `False` runs Keras's own code everywhere.
     """
 
-    is_frozen = False
+    has_fixed_statistics = False
     uses_batch_when_frozen = False
     is_fused = True
 
+    def __init__(self, momentum=BATCH_NORM_MOMENTUM, **kwargs):
+        super().__init__(momentum=momentum, **kwargs)
+
     def call(self, inputs, training=None, mask=None):
-        training = training and not self.is_frozen
+        training = training and not self.has_fixed_statistics
         by_batch = training and (self.trainable or self.uses_batch_when_frozen)
-        if (
-            not self.is_fused
-            or keras.backend.backend() != "tensorflow"
-            or self.compute_dtype == "float64"
-            or self.synchronized
-            or len(inputs.shape) != 4
-        ):
-            if by_batch and not self.trainable:
-                return self._normalize_by_batch(inputs)
-            return super().call(inputs, training=training, mask=mask)
-        return self._fused_call(inputs, is_training=bool(by_batch))
+        if self._can_use_fused_kernel():
+            return self._fused_call(inputs, is_training=bool(by_batch))
+        if by_batch and not self.trainable:
+            return self._normalize_by_batch(inputs)
+        return super().call(inputs, training=training, mask=mask)
+
+    def _can_use_fused_kernel(self):
+        is_tensorflow = keras.backend.backend() == "tensorflow"
+        is_wide = self.compute_dtype == "float64"  # which the kernel does not take
+        return self.is_fused and is_tensorflow and not (is_wide or self.synchronized)
 
     def _fused_call(self, inputs, is_training):
         import tensorflow as tf  # the kernel is TensorFlow's own
@@ -192,9 +190,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if is_training and self.trainable:
             count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
             variance *= (count - 1) / count  # undo Bessel's correction
-            for moving, batch in (
-                (self.moving_mean, mean),
-                (self.moving_variance, variance),
+            for moving, batch in zip(
+                (self.moving_mean, self.moving_variance), (mean, variance), strict=True
             ):
                 moving.assign(moving * self.momentum + batch * (1 - self.momentum))
         return outputs
@@ -213,6 +210,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return keras.ops.cast(outputs, self.compute_dtype)
 
 
+def make_deterministic():
+    """Lets TensorFlow repeat results bit for bit."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+        # On GPUs, the fused kernel has no deterministic gradient for fixed statistics.
+        has_gpu = bool(tf.config.list_physical_devices("GPU"))
+        BatchNormalization.is_fused = not has_gpu
+
+
 @keras.saving.register_keras_serializable(package="srgan")
 class ImageNetPreprocessing(keras.layers.Layer):
     """RGB in [-1, 1] to what VGG19 was trained on: BGR in [0, 255] less means."""
@@ -222,6 +230,21 @@ class ImageNetPreprocessing(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+
+class Network(NamedTuple):
+    """Which generator some weights belong to, as checkpoints state it."""
+
+    name: str = "source"
+    num_residual_blocks: int = 16
+    num_filters: int = 64
+
+
+def build_network(network):
+    """Builds the generator that a `Network` describes."""
+    if network.name != "source":
+        raise ValueError(f"Unknown network {network.name!r}. Known: 'source'.")
+    return build_generator(*network[1:])
 
 
 def build_generator(num_residual_blocks=16, num_filters=64):
@@ -241,7 +264,7 @@ def build_generator(num_residual_blocks=16, num_filters=64):
     for _ in range(num_residual_blocks):
         features = _residual_block(features, num_filters)
     features = _convolution(num_filters)(features)
-    features = keras.layers.Add()([_batch_normalization()(features), skip])
+    features = keras.layers.Add()([BatchNormalization()(features), skip])
     # Paper: sub-pixel convolutions. Source: nearest-neighbour upsampling after
     # the convolution. ReLU commutes with it, so it comes first, on fewer pixels.
     features = _convolution(4 * num_filters, activation="relu")(features)
@@ -251,7 +274,9 @@ def build_generator(num_residual_blocks=16, num_filters=64):
     sr = keras.layers.Activation("tanh", dtype=keras.config.floatx(), name="sr")(
         features
     )
-    return keras.Model(lr, sr, name="generator")
+    generator = keras.Model(lr, sr, name="generator")
+    generator.network = Network("source", num_residual_blocks, num_filters)._asdict()
+    return generator
 
 
 def build_discriminator(num_filters=64):
@@ -272,7 +297,7 @@ def build_discriminator(num_filters=64):
         features = _convolution(factor * num_filters, strides=stride)(features)
         # Source: LeakyReLU before batch normalisation. Paper: after it.
         features = keras.layers.LeakyReLU(LEAKY_SLOPE)(features)
-        features = _batch_normalization()(features)
+        features = BatchNormalization()(features)
     # Paper: one probability an image, from a flattened 96 x 96 crop.
     # Source: dense layers at each position, so that any size is accepted.
     features = keras.layers.Dense(DENSE_UNITS_FACTOR * num_filters)(features)
@@ -288,64 +313,101 @@ def build_feature_extractor(
     """Builds VGG19 up to one layer, frozen (paper: Sec. 2.2.1).
 
     Args:
-        layer_name: str, the layer whose output is returned:
-            `"block3_conv3"` (source), `"block2_conv2"` (the paper's VGG22) or
-            `"block5_conv4"` (VGG54).
-        weights: `"imagenet"` (downloaded and cached by Keras), the path of a
-            VGG19 weights file without top, or `None` (random: tests only).
-        imagenet_preprocessing: bool; if `True`, images are converted to what
-            VGG19 was trained on. The source feeds [-1, 1] as it is.
+        layer_name: str, the layer whose output is returned: `"block3_conv3"` (source),
+            `"block2_conv2"` (the paper's VGG22) or `"block5_conv4"` (VGG54).
+        weights: `"imagenet"` (downloaded and cached by Keras), the path of a VGG19
+            weights file without top, or `None` (random: tests only).
+        imagenet_preprocessing: bool; if `True`, images are converted to what VGG19 was
+            trained on.
 
     Returns:
-        An uncompiled, frozen `keras.Model`: `(n, h, w, 3)` RGB in [-1, 1] to
-        features `(n, h / 2**(b - 1), w / 2**(b - 1), channels)` of block b.
+        An uncompiled, frozen `keras.Model`: `(n, h, w, 3)` RGB in [-1, 1] to features
+        `(n, h / 2**(b - 1), w / 2**(b - 1), channels)` of block b.
 
     Raises:
-        FileNotFoundError: if the weights are neither at hand nor downloadable.
-        ValueError: if the file holds something else, or `layer_name` is
-            unknown.
+        FileNotFoundError: if there are no such weights and no network to download them.
+        ValueError: if the file holds something else, or there is no such layer.
     """
     vgg = _load_vgg19(weights)
-    if layer_name not in [layer.name for layer in vgg.layers]:
-        raise ValueError(
-            "VGG19 has layers block1_conv1 to block5_conv4. "
-            f"Received: layer_name={layer_name!r}."
-        )
     images = keras.Input((None, None, 3), name="images")
     inputs = ImageNetPreprocessing()(images) if imagenet_preprocessing else images
     # Source: images in [-1, 1] go in without ImageNet preprocessing.
     truncated = keras.Model(vgg.input, vgg.get_layer(layer_name).output)
-    features = inputs
-    for layer in truncated.layers[1:]:
-        features = layer(features)
-    extractor = keras.Model(images, features, name=f"vgg19_{layer_name}")
+    extractor = keras.Model(images, truncated(inputs), name=f"vgg19_{layer_name}")
     extractor.trainable = False
     return extractor
 
 
+def build_content_features(content_loss, vgg_weights):
+    """Builds the features of a key of `CONTENT_LOSSES`; `None` for plain pixels."""
+    if content_loss not in CONTENT_LOSSES:
+        known = ", ".join(CONTENT_LOSSES)
+        raise ValueError(f"Unknown content_loss {content_loss!r}. Known: {known}.")
+    layer_name, _, imagenet_preprocessing = CONTENT_LOSSES[content_loss]
+    if layer_name is None:
+        return None
+    return build_feature_extractor(layer_name, vgg_weights, imagenet_preprocessing)
+
+
+@keras.saving.register_keras_serializable(package="srgan")
+class TotalVariation(keras.layers.Layer):
+    """Passes images on and adds their total variation to the loss (paper: Sec. 3.4).
+
+    Absolute differences between neighbours are summed, and averaged over images.
+    """
+
+    def call(self, images):
+        rows = keras.ops.sum(keras.ops.abs(images[:, 1:] - images[:, :-1]))
+        columns = keras.ops.sum(keras.ops.abs(images[:, :, 1:] - images[:, :, :-1]))
+        num_images = keras.ops.cast(keras.ops.shape(images)[0], images.dtype)
+        self.add_loss(TOTAL_VARIATION_WEIGHT * (rows + columns) / num_images)
+        return images
+
+
+def feature_distance(vgg, sr, hr):
+    """Returns the mean squared difference of the features of two images `(h, w, 3)`.
+
+    NaN for images so large that VGG19 might run out of memory.
+    """
+    if sr[..., 0].size > VGG_MAX_PIXELS:
+        return float("nan")
+    features = [np.asarray(vgg(image[np.newaxis])) for image in (sr, hr)]
+    return float(np.mean(np.square(np.subtract(*features))))
+
+
+def perceptual_loss(vgg, discriminator, sr, hr, content=CONTENT_LOSSES["source"]):
+    """Returns content / 12.75^2 + adversarial / 1000 of an image (source)."""
+    verdicts = np.asarray(discriminator(sr[np.newaxis], training=False))
+    adversarial = -np.mean(np.log(np.maximum(verdicts, keras.config.epsilon())))
+    distance = feature_distance(vgg, sr, hr)
+    return content.weight * distance + ADVERSARIAL_WEIGHT * float(adversarial)
+
+
 def cached_vgg_weights():
     """Returns the path at which Keras keeps VGG19's weights once downloaded."""
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
-    return Path(home) / "models" / VGG_WEIGHTS_FILE
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    return Path(home, "models", VGG_WEIGHTS_FILE)
 
 
 def batch_norm_layers(model):
     """Returns the list of a model's batch-norm layers."""
-    kind = keras.layers.BatchNormalization
-    return [layer for layer in model.layers if isinstance(layer, kind)]
+    return [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
+
+
+def average_batch_norm(model, images, count):
+    """Makes batch-norm statistics the mean of `count` earlier batches and this one."""
+    for layer in batch_norm_layers(model):
+        layer.momentum = count / (count + 1)
+    model(images, training=True)
+    for layer in batch_norm_layers(model):
+        layer.momentum = BATCH_NORM_MOMENTUM
 
 
 def receptive_field_radius(generator):
     """Counts how many LR pixels beside a pixel its enlargement depends on.
 
-    A chain of convolutions of side k reaches (k - 1) / 2 pixels further each;
-    after an upsampling, pixels are half as large. 40 for the source's network.
-
-    Args:
-        generator: `keras.Model` of `build_generator`.
-
-    Returns:
-        int, radius in LR pixels, rounded up.
+    Each convolution of side k reaches (k - 1) / 2 pixels further; after an upsampling,
+    pixels are half as large. 40 for the source's network.
     """
     radius, pixel = 0.0, 1.0
     for layer in generator.layers:
@@ -360,35 +422,29 @@ def _convolution(filters, kernel_size=3, **kwargs):
     return keras.layers.Conv2D(filters, kernel_size, padding="same", **kwargs)
 
 
-def _batch_normalization():
-    return BatchNormalization(
-        momentum=BATCH_NORM_MOMENTUM, synchronized=distribution.is_active()
-    )
-
-
 def _residual_block(inputs, filters):
-    # Source: ReLU before batch normalisation. Paper: after it.
+    # Source: ReLU before batch normalization. Paper: after it.
     features = _convolution(filters, activation="relu")(inputs)
-    features = _batch_normalization()(features)
+    features = BatchNormalization()(features)
     features = _convolution(filters)(features)
-    features = _batch_normalization()(features)
+    features = BatchNormalization()(features)
     return keras.layers.Add()([features, inputs])
 
 
 def _load_vgg19(weights):
-    """Keras's VGG19 without top; its errors turned into ours."""
+    """Builds Keras's VGG19 without top; its errors become readable."""
+    if weights not in ("imagenet", None) and not Path(weights).is_file():
+        raise FileNotFoundError(f"There is no VGG19 weights file {weights}.")
     try:
-        with warnings.catch_warnings():  # of another network: the error says it all
+        with warnings.catch_warnings():  # of another network: the error says enough
             warnings.simplefilter("ignore")
             return keras.applications.VGG19(weights=weights, include_top=False)
     except Exception as error:  # Keras raises a bare Exception when offline
         reason = str(error).strip().split("\n")[0]
         if weights == "imagenet":
             raise FileNotFoundError(
-                f"The ImageNet weights of VGG19 ({VGG_WEIGHTS_FILE}) are not in "
-                f"Keras's cache and could not be downloaded: {reason}"
+                f"Keras could not download the ImageNet weights of VGG19: {reason} "
+                "Connect to the network, pass --vgg-weights with the path of "
+                f"{VGG_WEIGHTS_FILE}, or pass --content-loss mse."
             ) from error
-        raise ValueError(
-            f"{weights} does not hold VGG19 weights without top "
-            f"({VGG_WEIGHTS_FILE}): {reason}"
-        ) from error
+        raise ValueError(f"{weights} does not hold VGG19 weights: {reason}") from error

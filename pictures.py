@@ -1,267 +1,450 @@
-"""Reads images of any kind as the generator takes them, and saves the results.
+"""Image files in and out: one finder, one reader, one atomic writer.
 
-    python -c "import pictures; print(pictures.read_picture('photo.jpg').mode)"
+    python -c "import pictures; print(pictures.read_picture('photo.jpg').notes)"
 
-Grey stays grey, 16-bit grey stays 16-bit, transparency stays; the EXIF orientation is
-applied, ICC profile, EXIF data and resolution (dpi) are kept. Palettes become RGB; CMYK
-becomes sRGB, by its ICC profile where it has one. Pillow reads 16-bit colour as 8-bit.
+Only known formats and pixel types are read; others are refused with the reason.
 """
 
 import contextlib
 import io
 import os
-import warnings
+import re
+import secrets
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import (
+    ExifTags,
+    Image,
+    ImageCms,
+    ImageFilter,
+    ImageOps,
+    PngImagePlugin,
+    UnidentifiedImageError,
+)
 
-from data_loader import IMAGE_FORMATS, UnreadableImageError, to_float
-
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89,478,485: Pillow's guard against bombs
-JPEG_QUALITY = 95
-
-
-class Format(NamedTuple):
-    """Pillow's name of a file format, px a side at most, and options to save with."""
-
-    name: str
-    max_side: int
-    options: dict
-
-
-FORMATS = {
-    "png": Format("PNG", 2**31 - 1, {}),
-    "jpg": Format("JPEG", 65500, {"quality": JPEG_QUALITY}),
-    "webp": Format("WEBP", 16383, {"quality": JPEG_QUALITY}),
+SCALE = 4  # HR side / LR side
+MAX_PIXELS = 89_478_485  # Pillow's default limit against decompression bombs
+FORMATS_READ = (  # as Pillow names them; its build may lack the last three
+    *("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"),
+    *("TGA", "JPEG2000", "AVIF"),
+)
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".tga", ".jp2", ".j2k", ".j2c", ".jpx", ".jpf", ".avif", ".apng", ".dib"),
+)
+OTHER_SUFFIXES = (  # images that are not read, but named
+    *(".heic", ".heif", ".jxl", ".psd", ".exr", ".hdr", ".svg", ".eps", ".ico", ".qoi"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".xcf", ".pcx"),
+)
+RESULT_SUFFIX = f"_x{SCALE}"  # upscale.py writes photo_x4.png beside photo.jpg
+# Those that describe the photograph, not how its pixels are stored.
+TIFF_KEPT_TAGS = (270, 271, 272, 305, 306, 315, 316, 33432, 34665, 34853)
+EXIF_SIZE_TAGS = (256, 257, 0xA002, 0xA003)  # two pairs of width and height
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
+MAX_JPEG_SEGMENT = 65533 - 32  # bytes of EXIF or XMP data, less their headers
+OUTPUT_FORMATS = {  # Pillow's name, largest side in px, options for saving
+    "png": ("PNG", 2**31 - 1, {}),
+    "jpg": ("JPEG", 65500, {"quality": 95}),
+    "webp": ("WEBP", 16383, {"quality": 95}),
 }
 
 
 class Picture(NamedTuple):
-    """What is enlarged, and what is kept beside it.
+    """An upright image and what belongs to it.
 
-    `lr` is `(h, w, 3)`, uint8 or float32 in [-1, 1]; `mode` is that of the result
-    without alpha: "L", "RGB" or "I;16"; `alpha` is a Pillow image or `None`;
-    `metadata` are arguments for saving; `notes` say what could not be kept.
+    `image` has Pillow's mode "L", "RGB" or "I;16"; `notes` list what was dropped.
     """
 
-    lr: np.ndarray
-    mode: str
+    image: Image.Image
     alpha: Image.Image | None
     metadata: dict
     notes: list
 
 
-# Reading ---------------------------------------------------------------------
+class UnreadableImageError(OSError):
+    """A file that cannot be used; `reason` tells why, without the path."""
+
+    def __init__(self, path, reason):
+        super().__init__(f"Cannot read {path}: {reason}.")
+        self.reason = reason
+
+
+def to_float(images):
+    """Converts 8-bit images of any shape to float32 in [-1, 1], the networks' range."""
+    # Source: HR and LR alike. Paper: LR in [0, 1] (Sec. 3.2).
+    images = np.array(images, dtype="float32")
+    images /= 127.5  # in place: six times faster than with temporary arrays
+    images -= 1.0
+    return images
+
+
+def to_uint8(images):
+    """Converts images in [-1, 1] to uint8 in [0, 255], rounding and clipping."""
+    # Source: truncates, which darkens by half a level and wraps around above 1.
+    levels = (np.asarray(images, dtype="float32") + 1.0) * 127.5
+    return np.clip(np.rint(levels), 0, 255).astype("uint8")
+
+
+def degrade(image, blur):
+    """Makes a quarter-size Pillow image: Gaussian blur of that radius, then bicubic.
+
+    Source: `DataLoader.load_data`. Paper: Sec. 2, bicubic without blur.
+    """
+    if blur > 0:
+        image = image.filter(ImageFilter.GaussianBlur(blur))
+    width, height = image.size
+    return image.resize((width // SCALE, height // SCALE), Image.Resampling.BICUBIC)
+
+
+def enlarge_by_filter(lr, method=Image.Resampling.BICUBIC):
+    """Enlarges a uint8 image, `(h, w, 3)` or `(h, w)`, by a classical filter."""
+    height, width = lr.shape[:2]
+    image = Image.fromarray(lr).resize((SCALE * width, SCALE * height), method)
+    return np.asarray(image)
+
+
+def find_images(folder, exclude=()):
+    """Lists the image files below a folder, except those below `exclude`.
+
+    Follows links. Ignores hidden files and earlier results of `upscale.py`. Returns a
+    sorted list of `Path`, and a dict of `Path` to the reason for unusable ones.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    found, skipped, visited = [], {}, {os.path.realpath(path) for path in exclude}
+
+    def skip(error):
+        skipped[Path(error.filename)] = error.strerror
+
+    for parent, folders, names in os.walk(folder, onerror=skip, followlinks=True):
+        identity = os.path.realpath(parent)
+        if identity in visited:
+            folders.clear()
+            continue
+        visited.add(identity)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        splits = [os.path.splitext(name) for name in names]
+        stems = {stem for stem, suffix in splits if suffix.lower() in IMAGE_SUFFIXES}
+        for name, (stem, suffix) in zip(names, splits, strict=True):
+            path, suffix = Path(parent, name), suffix.lower()
+            is_result = stem.removesuffix(RESULT_SUFFIX) in stems - {stem}
+            if name.startswith(".") or is_result:
+                continue
+            if suffix in OTHER_SUFFIXES:
+                skipped[path] = f"{suffix[1:].upper()} files are not supported"
+            elif suffix in IMAGE_SUFFIXES and path.is_file():
+                found.append(path)
+            elif suffix in IMAGE_SUFFIXES:
+                skipped[path] = "not a regular file, or a broken link"
+    return sorted(found), skipped
 
 
 def read_picture(path, max_pixels=MAX_PIXELS):
-    """Reads an image upright, with what belongs to it.
+    """Reads an image upright, with its transparency and metadata, as a `Picture`.
 
-    Args:
-        path: str or `Path` of the file.
-        max_pixels: int, larger images are refused unread.
-
-    Returns:
-        `Picture`.
-
-    Raises:
-        UnreadableImageError: an `OSError`; if it is no image, a damaged one, too
-            large, or of a kind that cannot be enlarged.
+    Palettes become RGB; CMYK and Lab become sRGB; of animations, the first frame is
+    taken. Raises `UnreadableImageError`, an `OSError`.
     """
+    return _read(path, max_pixels, _take_apart)
+
+
+def read_size(path):
+    """Returns (width, height) from a file's header, perhaps not upright."""
+    return _read(path, MAX_PIXELS, lambda image, notes: image.size)
+
+
+def read_rgb(path):
+    """Reads an upright 8-bit RGB Pillow image, transparent parts laid on white."""
+    return flatten(read_picture(path))
+
+
+def flatten(picture):
+    """Converts a `Picture` to 8-bit RGB, its transparent parts laid on white."""
+    image = to_8_bits(picture.image).convert("RGB")
+    return _lay_on_white(image, picture.alpha) if picture.alpha else image
+
+
+def _lay_on_white(image, alpha):
+    return Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
+
+
+def is_neutral(image):
+    """Returns whether a Pillow image is grey, whatever its mode."""
+    return len({channel.tobytes() for channel in image.split()}) == 1
+
+
+def to_8_bits(image):
+    """Converts a Pillow image of mode "I;16" to "L"; returns others unchanged."""
+    if image.mode != "I;16":
+        return image
+    return Image.fromarray(np.rint(np.asarray(image) / 257.0).astype("uint8"))
+
+
+def _read(path, max_pixels, work):
+    """Opens a file for `work(image, notes)`; any failure names the file and reason."""
+    Image.MAX_IMAGE_PIXELS = None  # checked below, for all formats, by name
     path = Path(path)
     try:
         if not path.is_file():
-            raise ValueError("not a file, or a broken link")
-        with (
-            _bomb_guard(max_pixels),
-            Image.open(path, formats=IMAGE_FORMATS) as image,
-        ):
-            return _take_apart(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason = (
-            f"it has more than {max_pixels:,} pixels, as files made to exhaust memory "
-            "have. If you trust it, pass a larger --max-pixels"
-        )
+            raise ValueError("there is no such file")
+        try:
+            with _open(path, max_pixels) as image:
+                return work(image, [])
+        except (ValueError, SyntaxError, UnidentifiedImageError):
+            # Pillow refuses a whole PNG because of damaged or large metadata.
+            content = path.read_bytes()
+            if not content.startswith(PNG_SIGNATURE):
+                raise
+        note = "its metadata are damaged or exceed Pillow's limits and were dropped"
+        with _open(_without_metadata(content), max_pixels) as image:
+            return work(image, [note])
+    except UnidentifiedImageError as error:
+        reason = "not an image, a damaged one, or of a format that this Pillow lacks"
+        if path.suffix.lower() in OTHER_SUFFIXES:
+            reason = f"{path.suffix[1:].upper()} files are not supported"
         raise UnreadableImageError(path, reason) from error
-    except Image.UnidentifiedImageError as error:
-        raise UnreadableImageError(path, "not an image, or a damaged one") from error
     except Exception as error:  # damaged files make Pillow raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
         raise UnreadableImageError(path, reason.rstrip(".")) from error
 
 
-@contextlib.contextmanager
-def _bomb_guard(max_pixels):
-    """Sets Pillow's limit, and turns its warning at the limit into an error."""
-    usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = usual
+def _open(file, max_pixels):
+    Image.init()
+    # Pillow judges by content and would start Ghostscript on a PostScript file.
+    image = Image.open(file, formats=[f for f in FORMATS_READ if f in Image.OPEN])
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height} px"
+        raise ValueError(f"{size} exceed the limit. Pass a larger --max-pixels")
+    # Pillow's mode "I" also stands for 16 bits in PPM, but for 32 bits in TIFF.
+    is_tiff = image.format == "TIFF"
+    is_signed = is_tiff and image.tag_v2.get(339, (1,))[0] not in (1, 4)
+    if image.mode == "F" or is_signed or (image.mode == "I" and is_tiff):
+        raise ValueError("its pixels are floating-point, signed or 32-bit numbers")
+    return image
 
 
-def _take_apart(image):
+def _without_metadata(content):
+    """Copies a PNG's chunks of pixels, transparency and orientation to memory."""
+    kept, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while position < len(content):
+        # A chunk: length, four letters, data, checksum.
+        end = position + 12 + int.from_bytes(content[position : position + 4], "big")
+        if content[position + 4 : position + 8] in PNG_KEPT_CHUNKS:
+            kept.append(content[position:end])
+        position = end
+    return io.BytesIO(b"".join(kept))
+
+
+def _take_apart(image, notes):
     """Returns the `Picture` of an opened Pillow image."""
-    notes = []
-    if _has_deep_colour(image):
+    raw_mode = str(image.tile[0][3]) if image.tile else ""  # for the decoder
+    is_deep = re.search(";16[BLN]", raw_mode)
+    if image.format == "PPM" and isinstance(image.tile[0][3], tuple):
+        is_deep = image.tile[0][3][-1] > 255  # the largest level
+    if is_deep and not image.mode.startswith("I"):
         notes.append("16-bit colour was read as 8-bit, which is all Pillow can")
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        notes.append(f"only the first of {image.n_frames} frames was enlarged")
+        notes.append(f"only the first of {image.n_frames} frames was read")
     image.load()
+    metadata = _read_metadata(image, notes)
+    profile = metadata.pop("icc_profile", None)
+    if image.mode in ("CMYK", "LAB"):
+        image, profile = _to_srgb(image, profile, notes)
+    elif image.mode.startswith("I"):
+        image = _read_16_bits(image, notes)
+    image = _to_plain_mode(image, raw_mode)
+    image.info.clear()  # which Pillow would save again
+    alpha = image.getchannel("A") if image.mode.endswith("A") else None
+    if alpha is not None:
+        image = bleed_colours(image)
+    space = b"RGB " if image.mode == "RGB" else b"GRAY"
+    if profile and profile[16:20] == space:
+        metadata["icc_profile"] = profile
+    elif profile:
+        notes.append("its ICC profile does not fit its pixels and was dropped")
+    return Picture(image, alpha, metadata, notes)
+
+
+def _read_metadata(image, notes):
+    """Applies the EXIF orientation; returns what can be saved with the result."""
+    metadata, is_tiff = {}, image.format == "TIFF"
     try:
         Image.Exif().load(image.info.get("exif"))
-    except Exception:  # a tangle of offsets: damaged ones raise almost anything
-        del image.info["exif"]
+        ImageOps.exif_transpose(image, in_place=True)
+        exif = image.getexif()
+        for tag in set(exif).difference(TIFF_KEPT_TAGS) if is_tiff else ():
+            del exif[tag]
+        if exif.tobytes() and len(exif):
+            metadata["exif"] = exif
+    except Exception:  # offsets that lead anywhere make Pillow raise almost anything
+        image.info.pop("exif", None)
+        exif = {}
         notes.append("its EXIF data are damaged and were dropped")
-    ImageOps.exif_transpose(image, in_place=True)
-    metadata = {
-        key: image.info[key] for key in ("icc_profile", "exif") if image.info.get(key)
-    }
+    for key in ("icc_profile", "xmp"):
+        if image.info.get(key):
+            metadata[key] = image.info[key]
+    if image.format == "PNG" and image.text:
+        # ImageMagick stores EXIF data and others as text, too.
+        others = ("XML:com.adobe.xmp", "Raw profile type")
+        text = {k: v for k, v in image.text.items() if not k.startswith(others)}
+        metadata["text"] = text
     dpi = tuple(float(value) for value in image.info.get("dpi", ()))
-    if len(dpi) == 2 and all(0 < value < 2**16 for value in dpi):
+    # Pillow makes up a value if the file has no resolution.
+    is_known = image.format not in ("TIFF", "JPEG", "MPO")
+    is_known |= is_tiff and 282 in image.tag_v2 and image.tag_v2.get(296) != 1
+    is_known |= bool(image.info.get("jfif_unit")) or (not is_tiff and 282 in exif)
+    if is_known and len(dpi) == 2 and all(0 < value < 2**16 for value in dpi):
         metadata["dpi"] = dpi
-    if image.mode == "CMYK":
-        image, note = _from_cmyk(image, metadata.pop("icc_profile", None))
-        notes += note
-        if image.info.get("icc_profile"):
-            metadata["icc_profile"] = image.info["icc_profile"]
-    image = _to_plain_mode(image)
-    if image.mode == "I;16":
-        grey = np.asarray(image).astype("float32") / 32767.5 - 1  # -> [-1, 1]
-        return Picture(_as_rgb(grey), "I;16", None, metadata, notes)
-    alpha = image.getchannel("A") if image.mode.endswith("A") else None
-    mode = image.mode.removesuffix("A")
-    colours = np.asarray(image.convert(mode))
-    if alpha is not None and alpha.getextrema()[0] < 255:
-        shares = np.asarray(alpha, "float32") / 255
-        colours = to_float(bleed_colours(colours, shares))
-    return Picture(_as_rgb(colours), mode, alpha, metadata, notes)
+    return metadata
 
 
-def _has_deep_colour(image):
-    """Tells, by what the decoder is told, whether Pillow will cut 16 bits to 8."""
-    if not image.tile or image.mode.startswith("I"):
-        return False
-    codec, _, _, options = image.tile[0]
-    if codec.startswith("ppm"):
-        return options[-1] > 255  # the largest level
-    return ";16" in str(options)
+def _to_srgb(image, profile, notes):
+    """Converts CMYK by its profile, or Lab, to RGB; returns it and its profile."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    try:
+        if image.mode == "LAB":
+            source = ImageCms.createProfile("LAB")
+        elif profile is None:
+            return image.convert("RGB"), None
+        else:
+            source = io.BytesIO(profile)
+        image = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+        return image, srgb.tobytes()
+    except (ImageCms.PyCMSError, OSError) as error:
+        notes.append(f"its colour profile cannot be used ({error})")
+        return image.convert("RGB"), None
 
 
-def _as_rgb(array):
-    """Shows a grey (h, w) array as (h, w, 3) without copying it."""
-    if array.ndim == 3:
-        return array
-    return np.broadcast_to(array[..., np.newaxis], (*array.shape, 3))
+def _read_16_bits(image, notes):
+    """Returns 16-bit grey as mode "I;16", or as "LA" if one level is transparent."""
+    levels = np.asarray(image).astype("float64")
+    if image.format == "TIFF":
+        levels *= 65535 / (2 ** image.tag_v2.get(258, (16,))[0] - 1)  # 12 bits
+        if image.tag_v2.get(262) == 0:  # WhiteIsZero, which Pillow leaves as it is
+            levels = 65535 - levels
+    grey = Image.fromarray(np.rint(levels).astype("uint16"))
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey
+    notes.append("16-bit grey with transparency was read as 8-bit")
+    grey = to_8_bits(grey)
+    grey.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype("u1")))
+    return grey
 
 
-def _to_plain_mode(image):
+def _to_plain_mode(image, raw_mode):
     """Converts to one of the modes L, LA, RGB, RGBA and I;16."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers. Save it with 16 bits")
-    if image.mode.startswith("I"):
-        levels = np.asarray(image)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError("its grey levels do not fit 16 bits. Save it with 16 bits")
-        return Image.fromarray(levels.astype("uint16"))
+    if image.mode == "I;16":
+        return image
+    # PNG: Pillow converts pixels to 8 bits, but not the level that is transparent.
+    level = image.info.get("transparency")
+    if raw_mode in ("L;2", "L;4") and isinstance(level, int):
+        image.info["transparency"] = level * {"L;2": 85, "L;4": 17}[raw_mode]
+    elif raw_mode == "RGB;16B" and isinstance(level, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in level)
     is_grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         return image.convert("LA" if is_grey else "RGBA")
     return image.convert("L" if is_grey else "RGB")
 
 
-def _from_cmyk(image, profile):
-    """Returns an RGB image and a list of notes."""
-    if profile is None:
-        return image.convert("RGB"), []
-    try:
-        srgb = ImageCms.createProfile("sRGB")
-        source = io.BytesIO(profile)
-        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB"), []
-    except (ImageCms.PyCMSError, OSError) as error:
-        image = image.convert("RGB")
-        image.info.pop("icc_profile", None)
-        return image, [f"its CMYK profile is of no use ({error})"]
-
-
-def bleed_colours(colours, alpha):
+def bleed_colours(image):
     """Lets visible colours run into transparent pixels, whose own mean nothing.
 
-    Without this, whatever lies hidden there, mostly black or white, would be drawn
-    into the edges: dark or bright fringes. Averages of 2x2 pixels, weighted by alpha,
-    are made until one is left, and fill the next finer level where it is transparent.
-
-    Args:
-        colours: `(h, w)` or `(h, w, channels)` array of straight colours.
-        alpha: `(h, w)` float32 array in [0, 1].
-
-    Returns:
-        A float32 array like `colours`, equal to it where `alpha` is 1.
+    The network would draw the black or white hidden there into the edges.
     """
-    colours = np.asarray(colours, "float32")
-    height, width = alpha.shape
-    if height * width == 1 or alpha.min() == 1:
+    pixels = np.asarray(image, "float32")
+    filled = np.rint(_fill(pixels[..., :-1], pixels[..., -1:] / 255)).astype("uint8")
+    return Image.fromarray(filled if image.mode == "RGBA" else filled[..., 0])
+
+
+def _fill(colours, weights):
+    """Fills colours without weight from averages of 2x2 pixels, recursively."""
+    height, width = weights.shape[:2]
+    if height * width == 1 or weights.min() == 1:
         return colours
-    weights = alpha.reshape(height, width, *[1] * (colours.ndim - 2))
-    total = _add_quads(weights)
-    means = _add_quads(colours * weights) / np.maximum(total, 1e-6)
-    coverage = np.minimum(total, 1).reshape(total.shape[:2])
-    coarse = bleed_colours(means, coverage)
-    fill = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-    return fill + weights * (colours - fill)
+    padding = ((0, height % 2), (0, width % 2), (0, 0))
+    quads = (-(-height // 2), 2, -(-width // 2), 2, -1)
+    total = np.pad(weights, padding).reshape(quads).sum((1, 3))
+    sums = np.pad(colours * weights, padding).reshape(quads).sum((1, 3))
+    coarse = _fill(sums / np.maximum(total, 1e-6), np.minimum(total, 1))
+    filled = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+    return filled + weights * (colours - filled)
 
 
-def _add_quads(array):
-    """Adds up 2x2 pixels: `(h, w, ...)` -> `(ceil(h / 2), ceil(w / 2), ...)`."""
-    rows = np.add.reduceat(array, np.arange(0, array.shape[0], 2), axis=0)
-    return np.add.reduceat(rows, np.arange(0, array.shape[1], 2), axis=1)
-
-
-# Saving ---------------------------------------------------------------------
-
-
-def fit_format(image, file_format):
-    """Converts an image to what a file format can hold.
-
-    Args:
-        image: Pillow image of `enlarge_picture`.
-        file_format: str, a key of `FORMATS`.
-
-    Returns:
-        `(image, notes)`, notes a list of str that say what was lost.
-    """
-    if image.mode == "I;16" and file_format != "png":
-        levels = np.rint(np.asarray(image) / 257.0).astype("uint8")
-        return Image.fromarray(levels), [f"{file_format} has 8 bits, not 16"]
-    if image.mode.endswith("A") and file_format == "jpg":
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        mode = image.mode.removesuffix("A")
-        return white.convert(mode), ["jpg has no transparency: laid on white"]
-    return image, []
-
-
-def save_image(image, path, file_format, metadata):
-    """Writes an image, whole or not at all.
-
-    Args:
-        image: Pillow image.
-        path: `Path`; folders are made.
-        file_format: str, a key of `FORMATS`.
-        metadata: dict of further arguments for Pillow's `save`.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yields a temporary path beside `path`, and renames it if the block succeeds."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    name, _, options = FORMATS[file_format]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
-        image.save(temporary, format=name, **options, **metadata)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_size(size, file_format):
+    """Raises `ValueError` if (width, height) is too large for a file format."""
+    limit = OUTPUT_FORMATS[file_format][1]
+    if max(size) > limit:
+        size = f"{size[0]}x{size[1]} px"
+        raise ValueError(f"{size}, but {file_format} cannot hold it. Pass --format png")
+
+
+def save_image(image, path, file_format="png", metadata=None):
+    """Writes a Pillow image or uint8 array, whole or not at all.
+
+    Returns a list of str: what of the image and its metadata the format cannot hold.
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    check_size(image.size, file_format)
+    name, _, options = OUTPUT_FORMATS[file_format]
+    notes = []
+    if image.mode == "I;16" and name != "PNG":
+        image = to_8_bits(image)
+        notes.append(f"{file_format} has 8 bits, not 16")
+    if image.mode.endswith("A") and name == "JPEG":
+        image = _lay_on_white(image.convert(image.mode[:-1]), image.getchannel("A"))
+        notes.append("jpg has no transparency: laid on white")
+    options = options | _metadata_options(image, name, dict(metadata or {}), notes)
+    with atomic_path(path) as temporary:
+        image.save(temporary, format=name, **options)
+    return notes
+
+
+def _metadata_options(image, name, metadata, notes):
+    """Returns Pillow's options that save `metadata`; notes what does not fit."""
+    if exif := metadata.pop("exif", None):
+        has_details = ExifTags.IFD.Exif in exif
+        for part in (exif, exif.get_ifd(ExifTags.IFD.Exif) if has_details else {}):
+            for tag, side in zip(EXIF_SIZE_TAGS, 2 * image.size, strict=True):
+                if tag in part:
+                    part[tag] = side
+        metadata["exif"] = exif.tobytes()
+    is_grey = image.mode in ("L", "LA", "I;16")
+    if name == "WEBP" and is_grey and metadata.pop("icc_profile", None):
+        notes.append("webp stores grey as RGB: ICC profile dropped")
+    if name == "WEBP" and metadata.pop("dpi", None):
+        notes.append("resolution dropped, which webp cannot hold")
+    for key in ("exif", "xmp") if name == "JPEG" else ():
+        if len(metadata.get(key, b"")) > MAX_JPEG_SEGMENT:
+            del metadata[key]
+            notes.append(f"{key.upper()} data are too large for jpg and were dropped")
+    text = metadata.pop("text", None)
+    if name == "PNG":
+        info = PngImagePlugin.PngInfo()
+        for key, value in (text or {}).items():
+            info.add_itxt(key, value)
+        if xmp := metadata.pop("xmp", None):
+            info.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+        metadata["pnginfo"] = info
+    elif text:
+        notes.append("text dropped, which only png keeps")
+    return metadata

@@ -1,55 +1,41 @@
-"""Enlarges anyone's images four times: files, or folders of them.
+"""Enlarges images four times: files, or folders of them.
 
-    python upscale.py photo.jpg
+    python upscale.py photo.jpg                            # writes photo_x4.png
     python upscale.py holiday/ logo.png --output enlarged/
 
-Writes `photo_x4.png` beside `photo.jpg`, or below `--output`, where the structure of a
-folder is kept. Nothing is overwritten without `--overwrite`, an input never. Any size
-fits into memory (`tiling.py`).
-
-Grey stays grey, 16-bit grey stays 16-bit in PNG, transparency stays; the EXIF
-orientation is applied, ICC profile, EXIF data and resolution (dpi) are carried over.
-Palettes become RGB; CMYK becomes sRGB, by its ICC profile where it has one. Pillow
-reads 16-bit colour as 8-bit: it is enlarged as such, and said so.
+Grayscale, 16-bit grayscale, transparency and metadata are kept as far as the output
+format can hold them. Existing files are kept unless you pass --overwrite; inputs are
+never overwritten. Images of any size fit into memory.
 """
 
-import sys
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
-import checkpoints
 import command_line
-import distribution
-from data_loader import IMAGE_SUFFIXES, SCALE, to_uint8
-from pictures import FORMATS, MAX_PIXELS, fit_format, read_picture, save_image
-from tiling import enlarge
+
+with command_line.quiet_imports(__name__):
+    import numpy as np
+    from PIL import Image
+
+    import checkpoints
+    from pictures import (
+        IMAGE_SUFFIXES,
+        MAX_PIXELS,
+        OUTPUT_FORMATS,
+        RESULT_SUFFIX,
+        SCALE,
+        check_size,
+        find_images,
+        is_neutral,
+        read_picture,
+        save_image,
+        to_uint8,
+    )
+    from tiling import enlarge
 
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as Pillow's "L"
-
-
-FLAGS = {
-    "what is written": (
-        ("--output", "FOLDER", "folder for results [beside each input]"),
-        ("--format", tuple(FORMATS), "of the results"),
-        ("--overwrite", bool, "replace earlier results, never an input"),
-    ),
-    "how": (
-        ("--weights", "PATH", "file or folder [your training's, else the shipped]"),
-        ("--tile", command_line.positive_int, "px of the input [what 1 GiB holds]"),
-        ("--precision", command_line.PRECISIONS, "of the network"),
-        ("--max-pixels", command_line.positive_int, "refuse larger inputs"),
-    ),
-}
-DEFAULTS = {
-    "format": "png",
-    "overwrite": False,
-    "precision": "float32",
-    "max_pixels": MAX_PIXELS,
-}
 
 
 class Job(NamedTuple):
@@ -59,267 +45,163 @@ class Job(NamedTuple):
     target: Path
 
 
-class Counts(NamedTuple):
-    """Images of a run by what became of them, and the pixels written."""
-
-    done: int
-    skipped: int
-    failed: int
-    num_pixels: int
-
-
-# Finding ---------------------------------------------------------------------
-
-
 def find_jobs(inputs, output, file_format):
     """Lists the images to enlarge, and where each result goes.
 
-    Folders are searched recursively, past hidden files. A file found there that has
-    the name of another one's result is one, from an earlier run, and left out:
-    it would be enlarged sixteen times by now. Files named one by one always count.
-
-    Args:
-        inputs: list of paths of files and folders.
-        output: `Path` of the folder for results; `None` puts them beside the inputs.
-        file_format: str, a key of `FORMATS`.
-
-    Returns:
-        `(jobs, earlier)`, lists of `Job` and of the paths that were left out.
-
-    Raises:
-        FileNotFoundError: if an input does not exist.
-        ValueError: if a folder holds no image.
+    Returns a list of `Job`, and a dict of `Path` to the reason for files in folders
+    that cannot be enlarged. `output` is a folder, or `None` for the input's own; for a
+    single file, it may be the result's name.
     """
-    named, found = {}, {}
+    jobs, skipped = {}, {}
+    if output and output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
+        if len(inputs) > 1 or os.path.isdir(inputs[0]):
+            raise ValueError(f"--output {output} is one file, for several results.")
+        if _format_of(output) not in OUTPUT_FORMATS:
+            raise ValueError(f"--output {output} is not {', '.join(OUTPUT_FORMATS)}.")
+        return [Job(_existing(inputs[0]), output)], skipped
     for path in map(Path, inputs):
+        folder, sources = path.parent, [path]
         if path.is_dir():
-            sources, folder, jobs = _images_below(path), path, found
-        elif path.exists():
-            sources, folder, jobs = [path], path.parent, named
-        else:
-            raise FileNotFoundError(
-                f"Expected an image or a folder of images, but there is no {path}. "
-                "Check its name."
-            )
-        for source in sources:
+            folder, parents = path, (path.resolve(), *path.resolve().parents)
+            is_inside = output and output.resolve() not in parents
+            sources, reasons = find_images(path, [output] if is_inside else [])
+            skipped |= reasons
+            if not sources:
+                reasons = [f"{file}: {reason}." for file, reason in reasons.items()]
+                raise ValueError(f"No image in {path}. {' '.join(reasons[:3])}")
+        for source in map(_existing, sources):
             name = source.relative_to(folder)
-            target = (output or folder) / name.with_name(
-                f"{name.stem}_x{SCALE}.{file_format}"
-            )
-            jobs.setdefault(source.resolve(), Job(source, target))
-    targets = set()
-    for job in (*named.values(), *found.values()):
-        targets.add(job.target.with_suffix("").resolve())
-        # Also where an earlier run had no --output.
-        targets.add(job.source.with_name(f"{job.source.stem}_x{SCALE}").resolve())
-    earlier = [
-        path
-        for path in found.keys() - named.keys()
-        if path.with_suffix("") in targets and path.suffix[1:] in FORMATS
-    ]
-    for path in earlier:
-        del found[path]
-    return list((found | named).values()), sorted(earlier)
+            name = name.with_name(f"{name.stem}{RESULT_SUFFIX}.{file_format}")
+            target = (output or folder) / name
+            jobs.setdefault(os.path.abspath(source), Job(source, target))
+    return list(jobs.values()), skipped
 
 
-def _images_below(folder):
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.is_dir()
-    )
-    if not paths:
-        raise ValueError(
-            f"Expected images in the folder {folder}, found none "
-            f"({' '.join(IMAGE_SUFFIXES)}). Name another folder."
-        )
-    return paths
+def _existing(path):
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"There is no file {path}. Check its name.")
+    return Path(path)
 
 
-# Enlarging -------------------------------------------------------------------
-
-
-def enlarge_picture(generator, picture, tile=None, progress=None, note=print):
-    """Enlarges a picture's colours by the network, its alpha by bicubic filtering.
+def enlarge_picture(generator, picture, tile=None, progress=None):
+    """Enlarges colours by the network and transparency by bicubic filtering.
 
     Args:
-        generator: `keras.Model` of `build_generator`.
-        picture: `Picture`.
-        tile: int >= 1, LR px, or `None`; as for `tiling.enlarge`.
-        progress: callable of (LR pixels done, LR pixels in all), or `None`.
-        note: callable of one str, told when memory was short.
+        generator: `keras.Model` of `networks.build_generator`.
+        picture: `pictures.Picture`.
+        tile: int >= 1, side of a tile in LR px, or `None`.
+        progress: callable of (tiles done, tiles in all), or `None`.
 
     Returns:
         A Pillow image of mode L, LA, RGB, RGBA or I;16, four times as large.
-
-    Raises:
-        MemoryError: if the smallest tile needs too much.
     """
-    encode = {
-        "RGB": to_uint8,
-        "L": lambda sr: to_uint8(sr @ LUMA),
-        "I;16": lambda sr: _to_uint16(sr @ LUMA),
-    }[picture.mode]
-    image = Image.fromarray(
-        enlarge(generator, picture.lr, tile, encode, progress, note)
-    )
+    lr = np.asarray(picture.image)
+    if picture.image.mode == "I;16":
+        lr, encode = (lr / 32767.5 - 1).astype("float32"), _to_grey_16
+    elif is_neutral(picture.image):
+        encode = _to_grey
+    else:
+        encode = to_uint8
+    if lr.ndim == 2:
+        lr = np.broadcast_to(lr[..., np.newaxis], (*lr.shape, 3))
+    sr = Image.fromarray(enlarge(generator, lr, tile, encode, progress))
+    if sr.mode == "L":
+        sr = sr.convert(picture.image.mode)  # RGB, if the picture is neutral
     if picture.alpha is not None:
-        image.putalpha(picture.alpha.resize(image.size, Image.Resampling.BICUBIC))
-    return image
+        sr.putalpha(picture.alpha.resize(sr.size, Image.Resampling.BICUBIC))
+    return sr
 
 
-def _to_uint16(grey):
-    return np.clip(np.rint((grey + 1) * 32767.5), 0, 65535).astype("uint16")
+def _to_grey(sr):
+    return to_uint8(sr @ LUMA)
 
 
-# Running ---------------------------------------------------------------------
+def _to_grey_16(sr):
+    return np.clip(np.rint((sr @ LUMA + 1) * 32767.5), 0, 65535).astype("uint16")
 
 
-def upscale_files(generator, jobs, args, progress):
-    """Enlarges files one by one; those that fail are named, the rest is done.
-
-    Args:
-        generator: `keras.Model` of `build_generator`.
-        jobs: list of `Job`.
-        args: `argparse.Namespace` of `parse_args`.
-        progress: `command_line.Progress`.
-
-    Returns:
-        `Counts`.
-    """
-    num_done = num_skipped = num_failed = num_pixels = 0
-    owners = {job.source.resolve(): job.source for job in jobs}  # files not to touch
-    for job in jobs:
-        progress.start_image(str(job.source))
-        target = job.target.resolve()
-        try:
-            if target in owners:
-                raise ValueError(
-                    f"its result, {job.target}, would overwrite that or the file of "
-                    f"{owners[target]}. Pass another --output or rename it"
-                )
-            if job.target.exists() and not args.overwrite:
-                progress.print_line(f"{job.source}: skipped, {job.target} exists")
-                num_skipped += 1
-                continue
-            owners[target] = job.source
-            num_pixels += _upscale_file(generator, job, args, progress)
-            num_done += 1
-        except (OSError, ValueError, MemoryError) as error:
-            reason = getattr(error, "reason", str(error)).rstrip(".")
-            progress.print_line(f"upscale.py: {job.source}: {reason}.", sys.stderr)
-            num_failed += 1
-    return Counts(num_done, num_skipped, num_failed, num_pixels)
-
-
-def _upscale_file(generator, job, args, progress):
-    """Enlarges one file, says so, and returns how many pixels were written."""
+def upscale_file(generator, job, args):
+    """Enlarges one file, and prints one line that names what could not be kept."""
     started = time.monotonic()
     picture = read_picture(job.source, args.max_pixels)
-    height, width = (SCALE * side for side in picture.lr.shape[:2])
-    if max(height, width) > FORMATS[args.format].max_side:
-        raise ValueError(
-            f"its result has {width}x{height} px, but {args.format} holds at most "
-            f"{FORMATS[args.format].max_side} a side. Pass --format png"
-        )
-    image = enlarge_picture(
-        generator, picture, args.tile, progress, progress.print_line
-    )
-    image, losses = fit_format(image, args.format)
-    save_image(image, job.target, args.format, picture.metadata)
+    width, height = (SCALE * side for side in picture.image.size)
+    name = _format_of(job.target)
+    check_size((width, height), name)
+    bars = []
+
+    def show(num_done, num_tiles):
+        bars.append(bars[0] if bars else command_line.progress_bar(num_tiles, "tile"))
+        bars[0].update(num_done)
+
+    image = enlarge_picture(generator, picture, args.tile, show)
+    losses = save_image(image, job.target, name, picture.metadata)
     seconds = time.monotonic() - started
     line = f"{job.source} -> {job.target}: {width}x{height} px, {seconds:.1f} s"
-    progress.print_line("; ".join([line, *picture.notes, *losses]))
-    return height * width
+    print("; ".join([line, *picture.notes, *losses]), flush=True)
+
+
+def _format_of(path):
+    return path.suffix[1:].lower().replace("jpeg", "jpg")
 
 
 def parse_args(argv=None):
-    """Reads the command line.
-
-    Args:
-        argv: list of str, or `None` for the process's own.
-
-    Returns:
-        `argparse.Namespace`.
-    """
-    parser = command_line.ArgumentParser(
-        prog="upscale.py",
-        usage="python upscale.py INPUT... [flags]",
-        description=__doc__,
-    )
-    parser.add_argument(
-        "inputs", metavar="INPUT", nargs="+", help="image, or folder of images"
-    )
-    command_line.add_flags(parser, FLAGS, DEFAULTS)
-    parser.set_defaults(**DEFAULTS)
-    args = parser.parse_args(argv)
-    args.output = args.output and Path(args.output)
-    return args
-
-
-def check_output(folder):
-    """Refuses a folder for results that cannot be written to; makes it otherwise.
-
-    Args:
-        folder: `Path`, or `None`.
-
-    Raises:
-        OSError: if it is, or lies in, a file, or is not writable.
-    """
-    for path in (folder, *folder.parents) if folder else ():
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(
-                f"Expected a folder for the results, but {path} is a file. Pass "
-                "another --output."
-            )
-    if folder:
-        try:
-            command_line.make_writable(folder)
-        except OSError as error:
-            raise OSError(
-                f"Expected a folder for the results, but {folder} cannot be written "
-                f"to ({error.strerror}). Pass another --output."
-            ) from error
+    """Reads the command line."""
+    parser = command_line.ArgumentParser(prog="upscale.py", description=__doc__)
+    add = parser.add_argument
+    add("inputs", metavar="INPUT", nargs="+", help="image, or folder of images")
+    add("--weights", metavar="PATH",
+        help="weights file, checkpoint folder or name of shipped weights "
+        f"(default: {checkpoints.DEFAULT_SHIPPED})")  # fmt: skip
+    add("--output", type=Path, metavar="PATH",
+        help="folder for the results, or the result of a single image (default: beside "
+        "each input)")  # fmt: skip
+    add("--format", choices=tuple(OUTPUT_FORMATS), default="png", help="file format")
+    add("--tile", type=command_line.positive_int, metavar="PX",
+        help="side of the tiles in px (default: by the image's size)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace earlier results")
+    add("--precision", choices=command_line.PRECISIONS, default="float32",
+        help="compute dtype")  # fmt: skip
+    add("--max-pixels", type=command_line.positive_int, default=MAX_PIXELS,
+        metavar="N", help="refuse larger inputs")  # fmt: skip
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
-    """Enlarges images; the command line's entry.
-
-    Args:
-        argv: list of str, or `None` for the process's own.
-
-    Returns:
-        Exit code: 0, 1 if an image failed, 2 for a mistake of the user's, 130 when
-        interrupted.
-    """
+    """Enlarges images as the command line says, and returns the exit code."""
     args = parse_args(argv)
-    try:
-        distribution.grow_gpu_memory()
-        check_output(args.output)
-        jobs, earlier = find_jobs(args.inputs, args.output, args.format)
-        generator, weights = checkpoints.load_generator(args.weights, args.precision)
-        print(f"Weights: {weights}", flush=True)
-        if earlier:
-            print(f"Left out: {len(earlier)} earlier results, such as {earlier[0]}")
-        progress = command_line.Progress(len(jobs))
-        counts = upscale_files(generator, jobs, args, progress)
-    except (ValueError, OSError) as error:
-        print(f"upscale.py: {command_line.one_line(error)}", file=sys.stderr)
-        return command_line.EXIT_USAGE
-    except KeyboardInterrupt:
-        print(
-            "\nStopped. Finished images are whole, others unwritten.", file=sys.stderr
-        )
-        return 130
-    seconds = time.monotonic() - progress.started
-    print(
-        f"{counts.done} done, {counts.skipped} skipped, {counts.failed} failed; "
-        f"{counts.num_pixels / 1e6 / seconds:.2f} megapixels a second"
-    )
-    return 1 if counts.failed else 0
+    with command_line.usage_errors():
+        jobs, skipped = find_jobs(args.inputs, args.output, args.format)
+        for folder in {job.target.parent for job in jobs}:
+            command_line.check_writable(folder / "result")
+        weights = args.weights or checkpoints.DEFAULT_SHIPPED
+        generator, path = checkpoints.load_generator(weights, args.precision)
+    print(f"Weights: {path}", flush=True)
+    for file, reason in skipped.items():
+        command_line.warn(f"{file}: {reason}.")
+    num_done, num_kept, num_failed = 0, 0, len(skipped)
+    # Files that no result may replace: inputs, and results of this run.
+    taken = {job.source.resolve(): job.source for job in jobs}
+    for job in jobs:
+        try:
+            owner = taken.setdefault(job.target.resolve(), job.source)
+            if owner is not job.source or job.target.resolve() == job.source.resolve():
+                raise ValueError(
+                    f"its result, {job.target}, would replace that of, or the file, "
+                    f"{owner}. Rename it, or pass another --output"
+                )
+            if job.target.exists() and not args.overwrite:
+                print(f"{job.source}: skipped, {job.target} exists")
+                num_kept += 1
+                continue
+            upscale_file(generator, job, args)
+            num_done += 1
+        except (OSError, ValueError, MemoryError) as error:
+            reason = getattr(error, "reason", None) or str(error) or "out of memory"
+            command_line.warn(f"{job.source}: {reason.rstrip('.')}.")
+            num_failed += 1
+    print(f"{num_done} done, {num_kept} skipped, {num_failed} failed")
+    return command_line.EXIT_FAILED if num_failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

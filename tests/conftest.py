@@ -10,15 +10,14 @@ from PIL import Image
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import checkpoints
-from quiet import keras
+import keras
 
 
 @pytest.fixture(autouse=True)
-def _own_cache_and_seed(tmp_path, monkeypatch):
-    """No test reads or writes the user's cache of folder scans, or another's seed."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _seed():
+    """No test depends on the random numbers that another has drawn."""
     keras.utils.set_random_seed(0)
 
 
@@ -45,17 +44,6 @@ def image_folder(tmp_path):
         image = Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC)
         image.save(folder / f"{number}.png")
     return folder
-
-
-@pytest.fixture
-def list_digests():
-    """A function that lists a weights file as shipped ones are, beside it."""
-
-    def write(file):
-        line = f"{checkpoints.digest(file)}  {file.name}\n"
-        file.with_name(checkpoints.DIGESTS_FILE).write_text(line)
-
-    return write
 
 
 @pytest.fixture(scope="session")
