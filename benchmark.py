@@ -15,17 +15,12 @@ Both sides have the same networks, weights, losses and batches. They differ in:
     reading     threads, ahead of training       the training thread
     dtype       --precision                      float32
 
-A step of pre-training updates the generator once, by mean squared error. An adversarial
-step updates the discriminator twice and the generator once. Inference enlarges one
-batch. Loading is pre-training on batches that are read from JPEG files.
+An adversarial step updates the discriminator twice and the generator once. Inference
+enlarges one batch. Loading is pre-training on batches that are read from JPEG files.
 
 The sides take turns, so that a disturbance hits both. The first turn also traces the
 graphs and does not count. The ratio is the source's time divided by ours of the same
-turn. The table shows the median, the lower and the upper quartile.
-
-"The source's way" is the source's script on Keras 3; its own Keras 2 had the fused
-kernel too. Our threads have no batch ready when a turn starts, so turns of few steps
-understate their gain. VGG19 has random weights, which are as fast as ImageNet's.
+turn. "The source's way" is its script on Keras 3; Keras 2 had the fused kernel, too.
 """
 
 import json
@@ -48,7 +43,7 @@ with command_line.quiet_imports(__name__):
     import networks
     from command_line import PRECISIONS, positive_int
     from data_loader import DataLoader
-    from pictures import atomic_path
+    from pictures import write_text
     from srgan import SRGAN
 
 TASKS = ("pre-training", "adversarial", "inference", "loading")
@@ -193,8 +188,8 @@ def main(argv=None):
             loader = DataLoader(folder, args.crop_size)
         report = {"machine": describe_machine(), "options": vars(args), "tasks": {}}
         print(*report["machine"], sep="\n")
+        print("VGG19, if used, has random weights: enough to measure speed.")
         print("Options:", ", ".join(f"{k} {v}" for k, v in vars(args).items()))
-        print("VGG19, if used, has random weights: enough to measure speed.\n")
         print(f"{'seconds per step':22}{'median':>10}{'lower':>10}{'upper':>10}")
         sides = build_sides(args.content_loss, args.precision)
         with loader:
@@ -204,8 +199,7 @@ def main(argv=None):
                     cells = "".join(f"{value:10.4f}" for value in quartiles)
                     print(f"{task:14}{name:8}{cells}", flush=True)
     if args.json:
-        with atomic_path(args.json) as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n")
+        write_text(args.json, json.dumps(report, indent=1))
     return 0
 
 

@@ -35,7 +35,6 @@ GENERATOR_FILE = "generator.weights.h5"
 DEFAULT_FOLDER = Path("weights/training_checkpoints")
 DEFAULT_SHIPPED = "srresnet-bicubic"
 SHIPPED_FOLDER = Path(__file__).parent / "weights" / "pretrained"
-LOCK_FILE = "run.lock"
 NETWORK_ATTRIBUTE = "network"  # of a weights file: which network it belongs to
 NUM_KEPT = 3  # newest checkpoints; three of the adversarial phase take 0.3 GB
 REASON_LENGTH = 200  # characters of a library's error that are passed on
@@ -44,16 +43,20 @@ REASON_LENGTH = 200  # characters of a library's error that are passed on
 def save(folder, step, models, optimizers, state):
     """Writes `folder/step-<step>/`, whole or not at all, and removes the oldest.
 
-    `models` and `optimizers` are dicts of names to models and built optimizers, `state`
-    is a dict of JSON values, which `find_newest` returns.
+    `state` is a dict of JSON values, which `find_newest` returns.
     """
+    for leftover in folder.glob(".step-*"):  # of a save that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     target = folder / f"step-{step:08d}"
     if target.exists():
         return
     temporary = folder / f".{target.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    reserve = temporary / "reserve"
     for name, model in models.items():
+        # HDF5 crashes the process on a full disk. A plain write raises `OSError`.
+        reserve.write_bytes(bytes(2**20 + 4 * model.count_params()))
+        reserve.unlink()
         save_weights(model, temporary / f"{name}.weights.h5")
     for name, optimizer in optimizers.items():
         variables = {}
@@ -68,9 +71,8 @@ def save(folder, step, models, optimizers, state):
     flush(folder)
     for old in list_steps(folder)[:-NUM_KEPT]:
         path = folder / f"step-{old:08d}"
-        with contextlib.suppress(OSError):  # a leftover folder only wastes disk space
-            # Renamed first: what is half removed must not look whole.
-            shutil.rmtree(path.rename(folder / f".{path.name}"))
+        # Renamed first: what is half removed must not look whole.
+        shutil.rmtree(path.rename(folder / f".{path.name}"), ignore_errors=True)
 
 
 def restore(path, models, optimizers):
@@ -90,18 +92,12 @@ def restore(path, models, optimizers):
 
 def list_steps(folder):
     """Lists the steps of the checkpoints in a folder, in order."""
-    if not Path(folder).is_dir():
-        return []
-    found = (STEP_FOLDER.fullmatch(path.name) for path in Path(folder).iterdir())
+    found = (STEP_FOLDER.fullmatch(path.name) for path in Path(folder).glob("step-*"))
     return sorted(int(match[1]) for match in found if match)
 
 
 def find_newest(folder, set_damaged_aside=False):
-    """Returns `(path, state)` of the newest whole checkpoint, or `(None, None)`.
-
-    Names each damaged one. Raises `ValueError` if there are checkpoints, but all are
-    damaged.
-    """
+    """Returns `(path, state)` of the newest whole checkpoint, or `(None, None)`."""
     damaged = []
     for step in reversed(list_steps(folder)):
         path = Path(folder) / f"step-{step:08d}"
@@ -110,14 +106,13 @@ def find_newest(folder, set_damaged_aside=False):
         except ValueError as error:
             damaged.append(path)
             print(f"{error} Using the one before it.")
-            continue
-        for path_aside in damaged if set_damaged_aside else ():
-            set_aside(path_aside, "damaged")
-        return path, state
+        else:
+            for path_aside in damaged if set_damaged_aside else ():
+                set_aside(path_aside, "damaged")
+            return path, state
     if damaged:
         raise ValueError(
-            f"All checkpoints in {folder} are damaged. Restore one from a backup, or "
-            "pass --restart, which moves them aside."
+            f"All checkpoints in {folder} are damaged. Pass --restart to start over."
         )
     return None, None
 
@@ -131,7 +126,7 @@ def read_state(path):
                 raise ValueError(f"{name} has changed since it was written")
         return state | {"step": int(state["step"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"Checkpoint {path} is damaged ({shorten(error)}).") from error
+        raise ValueError(f"Checkpoint {path} is damaged ({error}).") from error
 
 
 def digest(path):
@@ -144,36 +139,20 @@ def flush(path):
     """Writes a file's content, or a folder's names, through to the disk."""
     if os.name == "posix":  # Windows cannot open folders
         descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def set_aside(path, label):
-    """Renames a file or folder to `<label>-<name>-<time>`, and returns the new path."""
-    target = path.with_name(f"{label}-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    number = 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{target.name}-{number}")
-    return path.rename(target)
-
-
-def shorten(error):
-    """Returns an error's message on one line, shortened."""
-    return " ".join(str(error).split())[:REASON_LENGTH]
+    """Renames a folder to `<label>-<name>-<time>`, and returns the new path."""
+    now = time.strftime("%Y%m%d-%H%M%S")
+    return path.rename(path.with_name(f"{label}-{path.name}-{now}"))
 
 
 @contextlib.contextmanager
 def lock(folder):
-    """Keeps a second run out of `folder`.
-
-    The kernel releases the lock when the process ends. Windows has no such lock.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "a") as file:
+    """Keeps a second run out of `folder`, except on Windows."""
+    with open(Path(folder, "run.lock"), "a") as file:
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,50 +174,37 @@ def save_weights(model, path):
 def load_weights(model, path):
     """Loads a `.weights.h5` or `.keras` file into a model of the same architecture.
 
-    Executes nothing from the file. Raises `ValueError` if it is damaged, too large, or
-    belongs to another network; the model is then unchanged.
+    Executes nothing from the file. Raises `ValueError` if it is damaged or belongs to
+    another network; the model is then unchanged.
     """
     before = model.get_weights()
     try:
-        with warnings.catch_warnings():  # of what the error then says
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # of what the error then says
             model.load_weights(path)
         if not all(np.isfinite(array).all() for array in model.get_weights()):
             raise ValueError("some weights are not finite")
     except Exception as error:  # a damaged file fails in many ways inside HDF5
         model.set_weights(before)
         raise ValueError(
-            f"{path} does not hold weights of this {model.name}: {shorten(error)}"
+            f"{path} does not hold weights of this {model.name}: "
+            f"{str(error)[:REASON_LENGTH]}"
         ) from error
 
 
-def load_generator(weights=None, precision="float32"):
+def load_generator(weights, precision="float32"):
     """Builds the generator that some weights belong to, and loads them.
 
-    Args:
-        weights: path of a folder of checkpoints or one checkpoint, of a `.weights.h5`
-            or `.keras` file, or of a TensorFlow checkpoint (folder or prefix) that the
-            source script wrote; or the name of shipped weights, such as
-            `"srresnet-bicubic"`. `None` stands for one's own adversarial training, or
-            else the shipped weights.
-        precision: str, Keras dtype policy.
-
-    Returns:
-        `(generator, path)`, `path` being what was read.
-
-    Raises:
-        FileNotFoundError: if there are no weights at that path.
-        ValueError: if they are damaged or belong to an unknown network.
+    `weights` is the path of a folder of checkpoints, one checkpoint, a `.weights.h5` or
+    `.keras` file or a TensorFlow checkpoint of the source script, or the name of
+    shipped weights. Returns `(generator, path)`, where `path` is what was read.
     """
     path = find_weights(weights)
     prefix = find_tensorflow_checkpoint(path)
-    network = Network() if prefix else _read_network(path)
+    network = _read_network(path)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
-    try:
-        generator = build_network(network)
-    finally:
-        keras.config.set_dtype_policy(policy)
+    generator = build_network(network)
+    keras.config.set_dtype_policy(policy)
     if prefix:
         _load_tensorflow_checkpoint(generator, prefix)
     else:
@@ -252,35 +218,26 @@ def list_shipped():
     return {file.name.removesuffix(".weights.h5"): file for file in files}
 
 
-def find_weights(weights=None):
+def find_weights(weights):
     """Returns the file, or the TensorFlow checkpoint, meant by `weights`."""
-    shipped = list_shipped()
-    if weights is None:
-        has_own = list_steps(DEFAULT_FOLDER) or find_tensorflow_checkpoint(
-            DEFAULT_FOLDER
-        )
-        weights = DEFAULT_FOLDER if has_own else DEFAULT_SHIPPED
-    path = Path(weights)
+    shipped, path = list_shipped(), Path(weights)
     if str(weights) in shipped and not path.exists():
         return shipped[str(weights)]
     if path.is_dir():
         newest, _ = find_newest(path)
-        if newest is not None:
-            return newest / GENERATOR_FILE
-        if (path / STATE_FILE).exists():
-            read_state(path)
-        if (path / GENERATOR_FILE).is_file():
-            return path / GENERATOR_FILE
-    if find_tensorflow_checkpoint(path) is not None:
+        if newest is None and (path / STATE_FILE).exists():
+            read_state(path)  # raises `ValueError` if the checkpoint is damaged
+        file = (newest or path) / GENERATOR_FILE
+        if file.is_file():
+            return file
+    if find_tensorflow_checkpoint(path):
         return path
-    names = f"shipped are {', '.join(shipped) or 'none'}"
-    if path.is_dir():
-        raise FileNotFoundError(
-            f"No checkpoints in the folder {path}. Name its subfolder, or other "
-            f"weights; {names}."
-        )
     if not path.is_file():
-        raise FileNotFoundError(f"There are no weights {weights}; {names}.")
+        place = f"in the folder {path}" if path.is_dir() else weights
+        raise FileNotFoundError(
+            f"There are no weights {place}. Name a file or a folder of checkpoints; "
+            f"shipped are {', '.join(shipped)}."
+        )
     if not path.name.endswith((".weights.h5", ".keras")):
         raise ValueError(f"{path} does not end in .weights.h5 or .keras.")
     return path
@@ -288,41 +245,32 @@ def find_weights(weights=None):
 
 def _read_network(path):
     """Returns the `Network` that a weights file names, else the source's."""
-    with contextlib.suppress(OSError), h5py.File(path, "r") as file:
-        text = file.attrs.get(NETWORK_ATTRIBUTE)
-        try:
-            return Network(**json.loads(text)) if text else Network()
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path} belongs to an unknown network: {text}."
-            ) from error
-    return Network()
+    text = "{}"
+    with contextlib.suppress(OSError), h5py.File(path) as file:
+        text = file.attrs.get(NETWORK_ATTRIBUTE, text)
+    try:
+        return Network(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} belongs to an unknown network: {text}.") from error
 
 
 def find_tensorflow_checkpoint(path):
     """Returns the prefix of a TensorFlow checkpoint at `path`, or `None`.
 
     Source: `model.save_weights("./weights/training_checkpoints/")` of Keras 2 writes
-    `.index` and `.data-*` with an empty prefix, so the prefix is the folder's name with
-    a slash. Checkpoints of ours in the same folder are newer.
+    `.index` and `.data-*`. Checkpoints of ours in the same folder are newer.
     """
-    path = Path(path)
-    if path.is_dir():
-        if list_steps(path):
-            return None
-        if (path / ".index").is_file():
-            return f"{path}{os.sep}"
-        prefixes = sorted(path.glob("*.index"), key=lambda file: file.stat().st_mtime)
-        return str(prefixes[-1])[: -len(".index")] if prefixes else None
-    return str(path) if Path(f"{path}.index").is_file() else None
+    if not Path(path).is_dir():
+        return str(path) if Path(f"{path}.index").is_file() else None
+    files = [] if list_steps(path) else Path(path).glob("*.index")
+    newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
+    return newest and str(newest).removesuffix(".index")
 
 
 def _load_tensorflow_checkpoint(generator, prefix):
     """Loads what Keras 2 wrote: keys `layer_with_weights-<N>/<variable>/...`."""
     import tensorflow as tf
 
-    errors = (tf.errors.OpError, ValueError, RuntimeError)
-    values = []
     try:
         # `load_checkpoint` mistakes an empty prefix for a folder of checkpoints.
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
@@ -330,14 +278,9 @@ def _load_tensorflow_checkpoint(generator, prefix):
         for number, layer in enumerate(layers):
             for variable in layer.weights:
                 name = f"layer_with_weights-{number}/{variable.name}"
-                value = reader.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE")
-                if value.shape != tuple(variable.shape):
-                    raise ValueError(f"{name} has the shape {value.shape}")
-                values.append((variable, value))
-    except errors as error:
+                key = f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
+                variable.assign(reader.get_tensor(key))
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{prefix} is a damaged TensorFlow checkpoint, or one of another network: "
-            f"{shorten(error)}"
+            f"{prefix} is a damaged TensorFlow checkpoint, or one of another network."
         ) from error
-    for variable, value in values:
-        variable.assign(value)

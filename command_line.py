@@ -81,12 +81,8 @@ def usage_errors():
 def quiet_imports(module_name):
     """Hides TensorFlow's start-up messages, and the traceback of an early Ctrl-C.
 
-    TensorFlow writes some messages before it reads its own log level, so stderr itself
-    is redirected. Set `TF_CPP_MIN_LOG_LEVEL` to see them.
-
-    Args:
-        module_name: str, `__name__` of the caller; only the command that was started
-            exits on Ctrl-C.
+    TensorFlow writes some before it reads its log level, so stderr is redirected. Set
+    `TF_CPP_MIN_LOG_LEVEL` to see them. `module_name` is the caller's `__name__`.
     """
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     try:
@@ -191,29 +187,20 @@ def progress_bar(target, unit):
     return keras.utils.Progbar(target, verbose=int(sys.stdout.isatty()), unit_name=unit)
 
 
-def positive_int(text):
-    """Converts a flag's text to an int >= 1, for `argparse`."""
-    return _number(text, int, "a whole number >= 1", lambda value: value >= 1)
+def _number(convert, expected, is_valid):
+    """Returns a converter of a flag's text, for `argparse`."""
+
+    def parse(text):
+        with contextlib.suppress(ValueError):
+            value = convert(text)
+            if is_valid(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}.")
+
+    return parse
 
 
-def non_negative_int(text):
-    """Converts a flag's text to an int >= 0, for `argparse`."""
-    return _number(text, int, "a whole number >= 0", lambda value: value >= 0)
-
-
-def positive_float(text):
-    """Converts a flag's text to a finite float > 0, for `argparse`."""
-    return _number(text, float, "a number > 0", lambda value: 0 < value < 1e30)
-
-
-def non_negative_float(text):
-    """Converts a flag's text to a finite float >= 0, for `argparse`."""
-    return _number(text, float, "a number >= 0", lambda value: 0 <= value < 1e30)
-
-
-def _number(text, convert, expected, is_valid):
-    with contextlib.suppress(ValueError):
-        value = convert(text)
-        if is_valid(value):
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}.")
+positive_int = _number(int, "a whole number >= 1", lambda value: value >= 1)
+non_negative_int = _number(int, "a whole number >= 0", lambda value: value >= 0)
+positive_float = _number(float, "a number > 0", lambda value: 0 < value < 1e30)
+non_negative_float = _number(float, "a number >= 0", lambda value: 0 <= value < 1e30)

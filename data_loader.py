@@ -41,12 +41,10 @@ TEST_FOLDER = "datasets/img_test"
 STREAMS = ("pre_training", "training", "statistics", "samples")
 AUGMENTATIONS = {
     "none": (None,),
-    "flip": (None, Image.Transpose.FLIP_LEFT_RIGHT),
-    # Neither the source's nor the paper's: all eight flips and quarter turns.
-    "dihedral": (None, *Image.Transpose),
+    "flip": (None, Image.Transpose.FLIP_LEFT_RIGHT),  # source
+    "dihedral": (None, *Image.Transpose),  # all eight flips and quarter turns
 }
-CACHE_BYTES = 2**30  # of decoded images, if all of them fit
-PIXEL_BYTES = 4  # Pillow keeps RGB in 4 bytes per pixel
+CACHE_BYTES = 2**30  # for decoded images, which are kept if all of them fit
 NUM_THREADS = min(4, max(2, os.cpu_count() or 1))
 BATCHES_AHEAD = 4  # 13 MB each for 16 crops of 256 px
 SCAN_THREADS = 8  # more than processors, because disks make them wait
@@ -75,37 +73,11 @@ class NoImageLeftError(RuntimeError):
     """None of the images found at the start can be read any more."""
 
 
-def scan_folder(folder, min_side, exclude=()):
-    """Finds the images below a folder whose sides have at least `min_side` px.
-
-    Returns a dict of `Path` to (width, height), from headers, and a dict of `Path` to
-    the reason for files that cannot be used.
-    """
-    paths, skipped = find_images(folder, exclude)
-
-    def look(path):
-        try:
-            return read_size(path)
-        except UnreadableImageError as error:
-            return error.reason
-
-    files = {}
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        for path, size in zip(paths, pool.map(look, paths), strict=True):
-            if isinstance(size, str):
-                skipped[path] = size
-            elif min(size) < min_side:
-                skipped[path] = f"too small, {size[0]}x{size[1]} px"
-            else:
-                files[path] = size
-    return files, skipped
-
-
 def find_dataset(dataset):
     """Returns the folder meant by a name in `datasets/` or by a path."""
     names = sorted(path.name for path in Path(DATASETS_FOLDER).glob("*/"))
-    folder = Path(DATASETS_FOLDER) / dataset if str(dataset) in names else dataset
-    folder = Path(folder).expanduser()
+    parent = DATASETS_FOLDER if str(dataset) in names else ""
+    folder = Path(parent, dataset).expanduser()
     if str(dataset) and folder.is_dir():
         return folder
     raise FileNotFoundError(
@@ -113,6 +85,12 @@ def find_dataset(dataset):
         f"{DATASETS_FOLDER}/, which holds {', '.join(names) or 'none'}. Pass another "
         "--dataset."
     )
+
+
+def check_side(path, size, min_side):
+    """Raises `UnreadableImageError` if a side of an image is too short."""
+    if min(size) < min_side:
+        raise UnreadableImageError(path, f"too small, {size[0]}x{size[1]} px")
 
 
 def make_test_image(name, hr, blur, lr=None):
@@ -166,44 +144,53 @@ class DataLoader:
             raise ValueError(f"--blur {blur} is not a radius >= 0 in px.")
         if crops_per_image is not None and crops_per_image < 1:
             raise ValueError(f"crops_per_image is {crops_per_image}, but must be >= 1.")
-        if augment not in AUGMENTATIONS:
-            raise ValueError(f"Unknown augment {augment!r}. Known: {[*AUGMENTATIONS]}.")
         self.crop_size = crop_size
         self.blur = blur
         self.crops_per_image = crops_per_image
         self.seed = seed
         self.variants = AUGMENTATIONS[augment]
+        self.exclude = exclude
         self.shard = (0, 1)
         self.folder = find_dataset(dataset)
-        self._sizes, self.skipped = scan_folder(self.folder, crop_size, exclude)
-        if not self._sizes:
-            raise ValueError(self._describe_lack(exclude))
-        self.files = list(self._sizes)
+        self._find_files()
         num_pixels = sum(width * height for width, height in self._sizes.values())
-        fits = PIXEL_BYTES * num_pixels <= CACHE_BYTES
-        self._cache = {} if fits else None  # all of the images, or none
+        # Pillow keeps RGB in 4 bytes per pixel.
+        self._is_caching = 4 * num_pixels <= CACHE_BYTES
+        self._cache = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(NUM_THREADS)
         self._ahead = collections.deque()  # futures of the next batches
         self._request = None
         self.seek(0)
 
-    def _describe_lack(self, exclude):
-        """Explains why the folder has no usable image, and what to do."""
-        sizes, skipped = scan_folder(self.folder, 1, exclude)
+    def _find_files(self):
+        """Lists the images that are as large as a crop, by their headers."""
+        paths, self.skipped = find_images(self.folder, self.exclude)
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            futures = {path: pool.submit(read_size, path) for path in paths}
+        sizes = {}
+        for path, future in futures.items():
+            try:
+                sizes[path] = future.result()
+                check_side(path, sizes[path], self.crop_size)
+            except UnreadableImageError as error:
+                self.skipped[path] = error.reason
         if not sizes:
-            path, reason = next(iter(skipped.items()), (self.folder, "no image at all"))
-            return (
-                f"No readable image in {self.folder} ({path}: {reason}). Put "
-                "photographs there, or pass another --dataset."
+            path, reason = next(iter(self.skipped.items()), ("", "it has none"))
+            raise ValueError(
+                f"No readable image in {self.folder} ({path}: {reason}). Pass another "
+                "--dataset."
             )
-        path = max(sizes, key=lambda path: min(sizes[path]))
-        width, height = sizes[path]
-        return (
-            f"No image in {self.folder} is as large as the crop, {self.crop_size} px. "
-            f"The largest is {path.name}, {width}x{height} px. Pass a smaller "
-            "--crop-size."
-        )
+        self._sizes = {p: size for p, size in sizes.items() if p not in self.skipped}
+        self.files = list(self._sizes)
+        if not self.files:
+            path = max(sizes, key=lambda path: min(sizes[path]))
+            width, height = sizes[path]
+            raise ValueError(
+                f"No image in {self.folder} is as large as the crop, {self.crop_size} "
+                f"px. The largest is {path.name}, {width}x{height} px. Pass a smaller "
+                "--crop-size."
+            )
 
     def summary(self):
         """Returns lines that count the images found and name the first skipped ones."""
@@ -281,19 +268,18 @@ class DataLoader:
         images = rng.choice(num_files, num_images, replace=num_images > num_files)
         # Source: never draws the last two positions, nor an image of the crop's size.
         corners = rng.random((batch_size, 2))  # as shares of the range
-        variants = rng.integers(len(self.variants), size=batch_size) * (not is_testing)
+        variants = rng.integers(len(self.variants), size=batch_size)
         hr, lr = [], []
-        for row in range(
-            index * batch_size // count, (index + 1) * batch_size // count
-        ):
-            image = self._read_image(images[row // crops_per_image])
-            left, top = (
-                int(share * (side - self.crop_size + 1))
-                for share, side in zip(corners[row], image.size, strict=True)
-            )
+        num_rows = batch_size // count
+        for row in range(index * num_rows, (index + 1) * num_rows):
+            if not hr or row % crops_per_image == 0:
+                image = self._read_image(images[row // crops_per_image])
+            num_positions = np.array(image.size) - self.crop_size + 1
+            left, top = (corners[row] * num_positions).astype(int).tolist()
             crop = image.crop((left, top, left + self.crop_size, top + self.crop_size))
             pair = (crop, degrade(crop, self.blur))
-            if (variant := self.variants[variants[row]]) is not None:
+            variant = None if is_testing else self.variants[variants[row]]
+            if variant is not None:
                 pair = [side.transpose(variant) for side in pair]
             hr.append(np.asarray(pair[0]))
             lr.append(np.asarray(pair[1]))
@@ -301,40 +287,34 @@ class DataLoader:
 
     def _read_image(self, index):
         """Returns image number `index`, decoded, or the next one that can be read."""
-        for offset in range(len(self.files)):
-            path = self.files[(index + offset) % len(self.files)]
-            image = self._cache.get(path) if self._cache is not None else None
-            if image is None and path not in self.skipped:
-                image = self._try_read(path)
-            if image is not None:
-                return image
+        for path in self.files[index:] + self.files[:index]:
+            if path in self._cache:
+                return self._cache[path]
+            if path in self.skipped:
+                continue
+            try:
+                image = read_rgb(path)
+                check_side(path, image.size, self.crop_size)
+            except UnreadableImageError as error:
+                with self._lock:  # several threads may try the same file
+                    if path not in self.skipped:
+                        print(f"Skipped {path}: {error.reason}")
+                    self.skipped[path] = error.reason
+                continue
+            if self._is_caching:
+                self._cache[path] = image
+            return image
         path = self.files[index]
         raise NoImageLeftError(
             f"None of the images in {self.folder} can be read any more. {path}: "
             f"{self.skipped[path]}. Check the disk, then run again."
         )
 
-    def _try_read(self, path):
-        try:
-            image = read_rgb(path)
-            if min(image.size) < self.crop_size:
-                raise UnreadableImageError(path, "smaller than its header says")
-        except UnreadableImageError as error:
-            with self._lock:
-                is_new = path not in self.skipped
-                self.skipped[path] = error.reason
-            if is_new:
-                print(f"Skipped {path}: {error.reason}")
-            return None
-        if self._cache is not None:
-            self._cache[path] = image
-        return image
-
     def load_spec_data(self, test_folder=TEST_FOLDER, output_folder=None):
         """Loads whole test images, and makes their LR images.
 
-        If `test_folder` does not exist, the middle of the dataset's first images stands
-        in.
+        If the default folder does not exist, the middle of the dataset's first images
+        stands in.
 
         Args:
             test_folder: path (source: `datasets/img_test`).
@@ -348,30 +328,38 @@ class DataLoader:
         Raises:
             FileNotFoundError: if `test_folder` holds no readable image.
         """
-        images = []
-        if Path(test_folder).is_dir():
-            files, skipped = scan_folder(test_folder, SCALE)
-            for path in files:
-                try:
-                    name = path.relative_to(test_folder).as_posix()
-                    images.append(make_test_image(name, read_rgb(path), self.blur))
-                except UnreadableImageError as error:
-                    skipped[path] = error.reason
-            for path, reason in skipped.items():
-                print(f"Skipped {path}: {reason}")
-            if not images:
-                raise FileNotFoundError(
-                    f"No readable image in {test_folder}. Pass another --test-images."
-                )
-            print(f"Test images: {len(images)} from {test_folder}.")
+        folder, images, skipped = Path(test_folder), [], {}
+        has_stand_ins = folder == Path(TEST_FOLDER) and not folder.exists()
+        if has_stand_ins:
+            folder, paths = self.folder, self.files
+        elif folder.is_dir():
+            paths, skipped = find_images(folder, self.exclude)
         else:
-            for index in range(min(NUM_STAND_INS, len(self.files))):
-                image = self._read_image(index)
-                left, top = (max(0, side - STAND_IN_SIDE) // 2 for side in image.size)
-                box = (left, top, image.width - left, image.height - top)
-                name = self.files[index].name
-                images.append(make_test_image(name, image.crop(box), self.blur))
-            print(f"Test images: {len(images)} of the dataset: no {test_folder}.")
+            raise FileNotFoundError(
+                f"There is no folder {folder}. Pass another --test-images."
+            )
+        for path in paths:
+            try:
+                hr = read_rgb(path)
+                check_side(path, hr.size, SCALE)
+            except UnreadableImageError as error:
+                skipped[path] = error.reason
+                continue
+            if has_stand_ins:
+                left, top = (max(0, side - STAND_IN_SIDE) // 2 for side in hr.size)
+                hr = hr.crop((left, top, hr.width - left, hr.height - top))
+            name = path.relative_to(folder).as_posix()
+            images.append(make_test_image(name, hr, self.blur))
+            if has_stand_ins and len(images) == NUM_STAND_INS:
+                break
+        for path, reason in skipped.items():
+            print(f"Skipped {path}: {reason}")
+        if not images:
+            raise FileNotFoundError(
+                f"No readable image in {folder}. Pass another --test-images."
+            )
+        note = f" (training images: there is no {TEST_FOLDER})" if has_stand_ins else ""
+        print(f"Test images: {len(images)} from {folder}{note}.")
         if output_folder is not None:
             for number, image in enumerate(images):
                 save_image(to_uint8(image.lr), Path(output_folder, f"{number}.png"))

@@ -1,4 +1,4 @@
-"""Several devices, one training: TensorFlow's MultiWorkerMirroredStrategy.
+"""Trains on several devices, by TensorFlow's MultiWorkerMirroredStrategy.
 
     TF_CONFIG='{"cluster": {"worker": ["host1:2222", "host2:2222"]},
                 "task": {"type": "worker", "index": 0}}' python srgan.py --dataset PATH
@@ -9,11 +9,11 @@ The first worker, the chief, writes everything.
 """
 
 import contextlib
-import functools
 import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -22,6 +22,9 @@ import numpy as np
 import command_line
 
 MAX_AGREED = 64  # the largest number of a signal
+# Names in `tf.errors`. The fourth is raised after a worker was started again.
+WORKER_FAILURES = ("AbortedError", "CancelledError", "DeadlineExceededError",
+    "FailedPreconditionError", "UnavailableError")  # fmt: skip
 
 
 class Workers(NamedTuple):
@@ -30,6 +33,7 @@ class Workers(NamedTuple):
     strategy: Any = None
     index: int = 0
     count: int = 1
+    add_up: Callable = np.asarray  # sums an array over all workers
 
     @property
     def is_chief(self):
@@ -45,22 +49,9 @@ class Workers(NamedTuple):
 
     def agree(self, number):
         """Returns the largest of the numbers in [0, `MAX_AGREED`] that workers pass."""
-        if self.strategy is None:
-            return number
         votes = np.zeros(MAX_AGREED + 1, "float32")
         votes[number] = 1
-        return int(np.max(np.nonzero(_sum_over_workers(self.strategy)(votes))))
-
-
-@functools.cache  # traced once
-def _sum_over_workers(strategy):
-    import tensorflow as tf
-
-    @tf.function
-    def sum_over_workers(values):
-        return strategy.reduce("SUM", strategy.run(tf.identity, (values,)), axis=None)
-
-    return sum_over_workers
+        return int(np.max(np.nonzero(self.add_up(votes))))
 
 
 @contextlib.contextmanager
@@ -70,23 +61,32 @@ def join_workers(precision="float32"):
     Without TF_CONFIG, this process is alone. If another worker fails, the process ends
     with one line and exit code 1.
     """
-    text = os.environ.get("TF_CONFIG")
-    if not text:
+    if not os.environ.get("TF_CONFIG"):
         yield Workers()
         return
-    hosts, index = _read_config(text)
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError("TF_CONFIG needs TensorFlow: unset it, or KERAS_BACKEND.")
     if precision == "mixed_float16":  # each worker would scale its loss on its own
         raise ValueError("Several workers need --precision mixed_bfloat16 or float32.")
+    index, count = _read_config()
     import tensorflow as tf
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+    @tf.function
+    def add_up(values):
+        return strategy.reduce("SUM", strategy.run(tf.identity, (values,)), axis=None)
+
     output = sys.stdout if index == 0 else io.StringIO()  # the chief prints for all
     try:
         with contextlib.redirect_stdout(output):
-            yield Workers(strategy, index, len(hosts))
+            yield Workers(strategy, index, count, add_up)
     except tf.errors.OpError as error:
-        if not _is_worker_failure(error):
-            raise
+        text = str(error).lower()
+        is_internal = isinstance(error, tf.errors.InternalError)
+        is_collective = is_internal and ("collective" in text or "nccl" in text)
+        if type(error).__name__ not in WORKER_FAILURES and not is_collective:
+            raise  # this worker's own failure, such as a lack of memory
         command_line.fail(
             f"Another worker failed or cannot be reached: {str(error)[:300]} Run the "
             "same commands again to resume from the last checkpoint.",
@@ -94,34 +94,17 @@ def join_workers(precision="float32"):
         )
 
 
-def _read_config(text):
-    """Returns the list of hosts and this worker's index."""
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "TF_CONFIG is set, but Keras does not run on TensorFlow, which alone can "
-            "train on several workers. Unset one of them."
-        )
+def _read_config():
+    """Returns this worker's index and the number of workers."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        config = json.loads(text)
-        hosts, task = config["cluster"]["worker"], config["task"]
-        if task["type"] == "worker" and 0 <= task["index"] < len(hosts):
-            return hosts, task["index"]
+        config = json.loads(os.environ["TF_CONFIG"])
+        count, task = len(config["cluster"]["worker"]), config["task"]
+        if task["type"] == "worker" and 0 <= task["index"] < count:
+            return task["index"], count
     raise ValueError(
         'Cannot use TF_CONFIG. It must be like {"cluster": {"worker": ["host:port", '
         '...]}, "task": {"type": "worker", "index": 0}}.'
     )
-
-
-def _is_worker_failure(error):
-    import tensorflow as tf
-
-    names = ("Aborted", "Cancelled", "DeadlineExceeded", "Unavailable")
-    names += ("FailedPrecondition",)  # it has been started again
-    gone = tuple(getattr(tf.errors, f"{name}Error") for name in names)
-    # Others, such as a lack of memory, are this worker's own.
-    is_collective = "collective" in str(error).lower() or "NCCL" in str(error)
-    is_internal = isinstance(error, tf.errors.InternalError)
-    return isinstance(error, gone) or (is_internal and is_collective)
 
 
 def is_active():
@@ -135,17 +118,16 @@ def is_active():
 
 def synchronize_batch_norm(*models):
     """Averages batch-norm statistics over workers, if there are several."""
-    for model in models if is_active() else ():
+    for model in models:
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                layer.synchronized = True
+                layer.synchronized = is_active()
 
 
 class WorkerModel(keras.Model):
     """A functional model whose losses several workers can average.
 
-    `train_on_batch` averages over workers along the first axis, so that each loss needs
-    one: without it, it fails with "Invalid reduction dimension 0".
+    `train_on_batch` averages over workers along the first axis, so each loss needs one.
     """
 
     def train_step(self, data):

@@ -28,22 +28,19 @@ with command_line.quiet_imports(__name__):
     from pictures import (
         SCALE,
         UnreadableImageError,
-        atomic_path,
-        enlarge_by_filter,
         find_images,
         flatten,
         read_picture,
         read_rgb,
         save_image,
-        to_float,
         to_uint8,
+        write_text,
     )
     from tiling import enlarge
 
 DISCRIMINATOR_FILE = "discriminator.weights.h5"  # beside a checkpoint's generator
 RESULT_NAME = re.compile(r"([-_ ]?x4)?([-_ ]\w+)?", re.IGNORECASE)  # after its own
 GRID_COLUMNS = 6  # images on the grid; each has a sheet of its own
-FILTERS = ("bicubic", "nearest")
 
 
 class Model(NamedTuple):
@@ -67,13 +64,6 @@ class Pair(NamedTuple):
     lr: Path | None
 
 
-class Features(NamedTuple):
-    """VGG19 features, named by keys of `networks.CONTENT_LOSSES`."""
-
-    source: keras.Model
-    vgg54: keras.Model
-
-
 def find_pairs(hr_folder, lr_folder=None, exclude=()):
     """Pairs test images by name, and returns a list of `Pair` and one of problems.
 
@@ -88,17 +78,16 @@ def find_pairs(hr_folder, lr_folder=None, exclude=()):
             problems.append(f"{path}: {originals[name]} has the same name")
     if not originals:
         raise ValueError(f"No image in {hr_folder}. Pass another --hr.")
-    if lr_folder is None:
-        return [Pair(name, path, None) for name, path in originals.items()], problems
-    inputs = match_names(originals, lr_folder, problems)
+    inputs = dict.fromkeys(originals)
+    if lr_folder is not None:
+        inputs = match_names(originals, lr_folder, problems)
     if not inputs:
         raise ValueError(
             f"No image in {lr_folder} has the name of one in {hr_folder}. Pass another "
             "--lr, or none to have LR images made."
         )
-    return [
-        Pair(name, originals[name], path) for name, path in inputs.items()
-    ], problems
+    pairs = [Pair(name, originals[name], lr) for name, lr in inputs.items()]
+    return pairs, problems
 
 
 def match_names(originals, folder, problems):
@@ -161,7 +150,7 @@ def load_models(paths, precision="float32"):
         elif file in checkpoints.list_shipped().values():
             blur = SOURCE_BLUR if "source" in file.name else 0.0
         label = str(path).removesuffix(".weights.h5").strip("/")
-        if label in (*models, *FILTERS, "low-resolution", "original"):
+        if label in (*models, *metrics.FILTERS, "low-resolution", "original"):
             label = str(path)
         models[label] = Model(generator, file, discriminator, blur)
     return models
@@ -175,8 +164,8 @@ def load_vgg(path=None):
     file = Path(path or networks.cached_vgg_weights())
     if path is None and not file.is_file():
         return None
-    keys = Features._fields
-    return Features(*(networks.build_content_features(k, str(file)) for k in keys))
+    keys = "source", "vgg54"
+    return {key: networks.build_content_features(key, str(file)) for key in keys}
 
 
 def enlarge_and_score(models, image, vgg=None, tile=None):
@@ -185,19 +174,15 @@ def enlarge_and_score(models, image, vgg=None, tile=None):
         label: enlarge(model.generator, image.lr, tile)
         for label, model in models.items()
     }
-    lr = metrics.show(image.lr, image.is_grey)
-    for label in FILTERS:
-        enlarged = enlarge_by_filter(lr, Image.Resampling[label.upper()])
-        results[label] = to_float(Image.fromarray(enlarged).convert("RGB"))
     pictures, scores = {}, {}
-    for label, sr in results.items():
+    for label, sr in (results | metrics.enlarge_by_filters(image)).items():
         pictures[label] = metrics.show(sr, image.is_grey)
         scores[label] = metrics.score(sr, image)
         if vgg is None:
             continue
-        scores[label]["vgg54"] = networks.feature_distance(vgg.vgg54, sr, image.hr)
+        scores[label]["vgg54"] = networks.feature_distance(vgg["vgg54"], sr, image.hr)
         if label in models and models[label].discriminator is not None:
-            judges = vgg.source, models[label].discriminator
+            judges = vgg["source"], models[label].discriminator
             loss = networks.perceptual_loss(*judges, sr, image.hr)
             scores[label]["perceptual"] = loss
     return pictures, scores
@@ -205,22 +190,17 @@ def enlarge_and_score(models, image, vgg=None, tile=None):
 
 def save_pictures(image, pictures, scores, output):
     """Saves the models' images and a comparison sheet; returns the grid's column."""
-    models = [label for label in pictures if label not in FILTERS]
+    models = [label for label in pictures if label not in metrics.FILTERS]
     for label in models:
         folder = Path(output, "enlarged", label.replace("/", "-"))
         save_image(pictures[label], folder / f"{image.name}.png")
-    shown = {
-        label: np.asarray(Image.fromarray(picture).convert("RGB"))
-        for label, picture in pictures.items()
-    }
-    order = ("nearest", "bicubic", *models)
-    panels = {label: shown[label] for label in order}
+    panels, captions = {}, {}
+    for label in ("nearest", "bicubic", *models):
+        panels[label] = np.asarray(Image.fromarray(pictures[label]).convert("RGB"))
+        row = scores[label]
+        captions[label] = f"{row['psnr_y']:.2f} dB / {row['ssim_y']:.4f}"
     panels["original"] = to_uint8(image.hr)
-    captions = {
-        label: f"{scores[label]['psnr_y']:.2f} dB / {scores[label]['ssim_y']:.4f}"
-        for label in order
-    }
-    detail = figures.find_detail(shown[models[0]], shown["bicubic"])
+    detail = figures.find_detail(panels[models[0]], panels["bicubic"])
     figures.save_comparison_sheet(
         panels,
         Path(output, "sheets", f"{image.name}.png"),
@@ -228,45 +208,35 @@ def save_pictures(image, pictures, scores, output):
         detail,
         f"{image.name}, x{SCALE}: PSNR / SSIM (Y)",
     )
-    column = {label: shown[label] for label in models}
-    column |= {"low-resolution": to_uint8(image.lr), "bicubic": shown["bicubic"]}
-    return column | {"original": panels["original"]}
-
-
-def write_json(path, facts, scores):
-    """Writes scores as JSON; figures that are not finite become `null`."""
-    means = average(scores)
-    images = {
-        name: {
-            label: {k: v if np.isfinite(v) else None for k, v in row.items()}
-            for label, row in table.items()
-        }
-        for name, table in scores.items()
-    }
-    text = json.dumps(facts | {"images": images, "mean": means}, indent=1)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    column = {label: panels[label] for label in models}
+    column["low-resolution"] = to_uint8(image.lr)
+    return column | {label: panels[label] for label in ("bicubic", "original")}
 
 
 def average(scores):
-    """Averages {image: {label: scores}} over the images."""
-    labels = next(iter(scores.values()))
-    return {
-        label: metrics.mean_scores([table[label] for table in scores.values()])
-        for label in labels
-    }
-
-
-def print_incomplete_means(scores):
-    """Names the means that leave out images, whose score is not finite."""
+    """Averages {image: {label: scores}} over images, and tells what they leave out."""
+    means = {}
     for label in next(iter(scores.values())):
+        rows = [table[label] for table in scores.values()]
+        means[label] = metrics.mean_scores(rows)
         for key, (heading, _) in metrics.SCORES.items():
-            values = [
-                table[label][key] for table in scores.values() if key in table[label]
-            ]
-            num_known = int(np.isfinite(values).sum())
-            if num_known < len(values):
-                print(f"{label}: mean {heading} of {num_known} of {len(scores)} images")
+            values = [row[key] for row in rows if key in row]
+            num_finite = int(np.isfinite(values).sum())
+            if num_finite < len(values):
+                print(f"{label}: mean {heading} of {num_finite} of {len(rows)} images")
+    return means
+
+
+def write_json(path, contents):
+    """Writes scores as JSON; figures that are not finite become `null`."""
+
+    def clean(value):
+        if isinstance(value, dict):
+            return {key: clean(entry) for key, entry in value.items()}
+        is_number = isinstance(value, float)
+        return None if is_number and not np.isfinite(value) else value
+
+    write_text(path, json.dumps(clean(contents), indent=1))
 
 
 def parse_args(argv=None):
@@ -336,23 +306,23 @@ def main(argv=None):
     if not scores:
         command_line.fail(f"No image in {args.hr} can be measured.")
     figures.save_grid(columns, args.output / "grid.png", captions=captions)
-    title = f"mean of {len(scores)}"
-    print(metrics.format_table(scores | {title: average(scores)}))
-    print_incomplete_means(scores)
+    means = average(scores)
+    print(metrics.format_table(scores | {f"mean of {len(scores)}": means}))
     print(f"\nEnlarged  {args.output / 'enlarged'}\nSheets    {args.output / 'sheets'}")
     print(f"Grid      {args.output / 'grid.png'}")
     if args.json:
         weights = {label: str(model.path) for label, model in models.items()}
         facts = {"protocol": protocol, "weights": weights, "skipped": problems}
-        write_json(args.json, facts, scores)
+        write_json(args.json, facts | {"images": scores, "mean": means})
         print(f"Table     {args.json}")
     return command_line.EXIT_FAILED if problems else 0
 
 
 def _default_weights():
-    default = checkpoints.find_weights()
-    is_shipped = default in checkpoints.list_shipped().values()
-    return list(checkpoints.list_shipped()) if is_shipped else [default]
+    try:
+        return [checkpoints.find_weights(checkpoints.DEFAULT_FOLDER)]
+    except FileNotFoundError:
+        return list(checkpoints.list_shipped())
 
 
 def _default_originals():

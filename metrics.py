@@ -1,9 +1,7 @@
-"""Measures how close a super-resolved image is to the original: PSNR and SSIM.
+"""Measures how close an enlarged image is to the original: PSNR and SSIM.
 
     python -c "from metrics import measure; import numpy as np; \
         print(measure(np.zeros((32, 32, 3)), np.ones((32, 32, 3))))"
-
-The protocol is the usual one of the x4 literature (`PROTOCOL`). Needs NumPy and Pillow.
 """
 
 import math
@@ -11,7 +9,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from pictures import to_uint8
+from pictures import enlarge_by_filter, to_float, to_uint8
 
 BORDER = 4  # px cut from each side; as many as the scale, paper Sec. 3.1
 PEAK = 255.0  # the L of both formulas: the largest 8-bit value
@@ -34,6 +32,7 @@ SCORES = {  # key: heading of its column, decimals
     "vgg54": ("VGG54", 2),
 }
 COLUMN = 12  # characters
+FILTERS = ("bicubic", "nearest")  # measured beside every network
 LUMA_OFFSET = 16.0  # 8-bit level of black, ITU-R BT.601
 LUMA_WEIGHTS = (65.481, 128.553, 24.966)  # levels for R, G, B in [0, 1], BT.601
 
@@ -42,8 +41,8 @@ def luminance(image):
     """Returns the luminance of an image, as MATLAB's `rgb2ycbcr` computes it.
 
     Args:
-        image: uint8 or float array in [0, 255], `(h, w, 3)` RGB, or grayscale `(h, w)`
-            or `(h, w, 1)`, which is returned as it is.
+        image: array in [0, 255], `(h, w, 3)` RGB, or grayscale `(h, w)` or
+            `(h, w, 1)`, which is returned as it is.
 
     Returns:
         float64 array `(h, w)`, not rounded: in [16, 235] for RGB.
@@ -63,15 +62,14 @@ def psnr(image, reference, border=BORDER):
         border: int >= 0, px cut from each side before measuring.
 
     Returns:
-        float, dB, over all pixels and channels at once: infinite for identical images,
-        NaN if the cut leaves nothing.
+        float, dB: infinite for identical images, NaN if the cut leaves nothing.
     """
     image, reference = _cut_pair(image, reference, border)
     if image.size == 0:
-        return float("nan")
-    mean_squared_error = float(np.mean((image - reference) ** 2))
+        return math.nan
+    mean_squared_error = np.mean((image - reference) ** 2)
     if mean_squared_error == 0:
-        return float("inf")
+        return math.inf
     return float(10 * np.log10(PEAK**2 / mean_squared_error))
 
 
@@ -92,7 +90,7 @@ def ssim(image, reference, border=BORDER):
     """
     image, reference = _cut_pair(image, reference, border)
     if min(image.shape[:2]) < SSIM_WINDOW:
-        return float("nan")
+        return math.nan
     mean_image, mean_reference = _blur(image), _blur(reference)
     mean_product = mean_image * mean_reference
     mean_power = mean_image**2 + mean_reference**2
@@ -123,7 +121,6 @@ def measure(sr, hr):
         ValueError: if the shapes differ or are not those of images.
     """
     sr, hr = (np.clip(np.rint(_as_channels(image)), 0, PEAK) for image in (sr, hr))
-    _check_same_shape(sr, hr)
     sr_luminance, hr_luminance = luminance(sr), luminance(hr)
     return {
         "psnr_y": psnr(sr_luminance, hr_luminance),
@@ -136,10 +133,19 @@ def measure(sr, hr):
 def score(sr, image):
     """Measures an enlarged image `(4h, 4w, 3)` in [-1, 1] against a `TestImage`.
 
-    Adds "mse", in [-1, 1] (source), to what `measure` returns.
+    Adds "mse" (source) to what `measure` returns.
     """
     scores = measure(show(sr, image.is_grey), show(image.hr, image.is_grey))
     return scores | {"mse": float(np.mean(np.square(sr - image.hr)))}
+
+
+def enlarge_by_filters(image):
+    """Enlarges a `TestImage` by each filter: {label: `(4h, 4w, 3)` in [-1, 1]}."""
+    lr, results = show(image.lr, image.is_grey), {}
+    for label in FILTERS:
+        sr = enlarge_by_filter(lr, Image.Resampling[label.upper()])
+        results[label] = to_float(Image.fromarray(sr).convert("RGB"))
+    return results
 
 
 def show(image, is_grey):
@@ -164,26 +170,22 @@ def mean_scores(scores):
 
 def format_table(tables):
     """Formats scores as lines of text; tables is {row: {method: {key: score}}}."""
-    keys = [
-        key
-        for key in SCORES
-        if any(key in scores for table in tables.values() for scores in table.values())
-    ]
+    rows = [scores for table in tables.values() for scores in table.values()]
+    keys = [key for key in SCORES if any(key in row for row in rows)]
     name_width = max(len(name) for name in tables) + 2
     label_width = max(len(label) for table in tables.values() for label in table)
     headings = "".join(f"{SCORES[key][0]:>{COLUMN}}" for key in keys)
     lines = [" " * (name_width + label_width) + headings]
     for name, table in tables.items():
         for label, scores in table.items():
-            cells = [_format_score(scores.get(key, math.nan), key) for key in keys]
-            lines.append(f"{name:{name_width}}{label:{label_width}}{''.join(cells)}")
+            line = f"{name:{name_width}}{label:{label_width}}"
+            for key in keys:
+                value = scores.get(key, math.nan)
+                shown = f"{value:.{SCORES[key][1]}f}" if math.isfinite(value) else "-"
+                line += f"{shown:>{COLUMN}}"
+            lines.append(line)
             name = ""
     return "\n".join(lines)
-
-
-def _format_score(score, key):
-    shown = "-" if not math.isfinite(score) else f"{score:.{SCORES[key][1]}f}"
-    return f"{shown:>{COLUMN}}"
 
 
 def _as_channels(image):
@@ -201,16 +203,10 @@ def _as_channels(image):
 def _cut_pair(image, reference, border):
     """Checks two images and cuts `border` px from each of their sides."""
     image, reference = _as_channels(image), _as_channels(reference)
-    _check_same_shape(image, reference)
-    height, width = image.shape[:2]
-    inside = slice(border, max(height - border, border))
-    across = slice(border, max(width - border, border))
-    return image[inside, across], reference[inside, across]
-
-
-def _check_same_shape(image, reference):
     if image.shape != reference.shape:
         raise ValueError(f"Images differ in shape: {image.shape}, {reference.shape}.")
+    rows, columns = (slice(border, max(side - border, 0)) for side in image.shape[:2])
+    return image[rows, columns], reference[rows, columns]
 
 
 def _blur(image):

@@ -2,9 +2,7 @@
 
     python -c "import networks; networks.build_generator().summary()"
 
-The generator's upsampling layers compute "nearest neighbour x2, then a convolution"
-without making the enlarged tensor (`UpsampleConv2D`), with the same weights and, in
-exact arithmetic, the same results.
+Builders return uncompiled models, and touch neither files nor the terminal.
 """
 
 import os
@@ -14,6 +12,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+from keras import layers, ops
 
 BATCH_NORM_MOMENTUM = 0.8  # source: both networks; Keras's default is 0.99
 LEAKY_SLOPE = 0.2  # paper, Sec. 2.1.1
@@ -26,7 +25,6 @@ ADVERSARIAL_WEIGHT = 1e-3  # paper, Sec. 2.2, eq. 3
 FEATURE_WEIGHT = 1 / 12.75**2  # = 0.006, paper, Sec. 3.2
 TOTAL_VARIATION_WEIGHT = 2e-8  # SRResNet-VGG22; paper, Sec. 3.4
 VGG_MAX_PIXELS = 2**21  # of an image to score; each takes about 1 KiB of memory
-# The file that Keras downloads, ImageNet without top.
 VGG_WEIGHTS_FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
@@ -48,22 +46,18 @@ CONTENT_LOSSES = {
 
 
 @keras.saving.register_keras_serializable(package="srgan")
-class UpsampleConv2D(keras.layers.Conv2D):
+class UpsampleConv2D(layers.Conv2D):
     """Nearest-neighbour upsampling x2 and a convolution, in one layer.
 
-    Equal to `UpSampling2D(2)` followed by `Conv2D(filters, kernel_size,
-    padding="same")` with the same weights, in exact arithmetic and borders included,
-    but the enlarged tensor is never made. Several taps of the kernel fall on the same
-    input pixel, so they are added up first ("folded"):
+    Equals `UpSampling2D(2)` and `Conv2D(filters, kernel_size, padding="same")` with the
+    same weights, borders included, but never makes the enlarged tensor. Several taps of
+    the kernel fall on the same input pixel, so they are added up first ("folded"):
 
-    - Few filters and a kernel of side 4m + 1 (9x9 to RGB): a convolution of side
-      2m + 1 to four groups of channels, one for each output pixel of an input pixel,
-      then depth-to-space: 25 multiply-adds where there were 81.
+    - Few filters and a side of 4m + 1 (9x9 to RGB): a convolution of side 2m + 1 to
+      four groups of channels, one for each output pixel of an input pixel, then
+      depth-to-space: 25 multiply-adds instead of 81.
     - Otherwise (3x3): one transposed convolution, stride 2, whose kernel is convolved
-      with a 2x2 box: 16 multiply-adds where there were 36.
-
-    The fold uses dense operations only. `gather` would make the kernel's gradient
-    sparse (IndexedSlices), and Adam then takes wrong steps.
+      with a 2x2 box: 16 multiply-adds instead of 36.
 
     Args:
         filters: int, number of output channels.
@@ -80,8 +74,8 @@ class UpsampleConv2D(keras.layers.Conv2D):
     def __init__(self, filters, kernel_size, **kwargs):
         kwargs |= {"padding": "same", "data_format": "channels_last"}
         super().__init__(filters, kernel_size, **kwargs)
-        side, width = self.kernel_size
-        if side != width or side % 2 == 0:
+        side = self.kernel_size[0]
+        if side % 2 == 0:
             raise ValueError(f"The kernel's side must be odd, not {kernel_size}.")
         self.folds_to_depth = side % 4 == 1 and filters <= 16
         self._fold = _fold_phases(side) if self.folds_to_depth else _fold_box(side)
@@ -91,61 +85,48 @@ class UpsampleConv2D(keras.layers.Conv2D):
         return super().add_weight(*args, **kwargs, autocast=False)
 
     def call(self, inputs):
-        kernel = keras.ops.cast(self._folded_kernel(), self.compute_dtype)
+        # Dense operations only: `gather` would make the kernel's gradient sparse, and
+        # Adam then takes wrong steps.
+        fold = ops.convert_to_tensor(self._fold, self.variable_dtype)
         if self.folds_to_depth:
-            outputs = keras.ops.conv(inputs, kernel, padding="same")
+            # (k, k, c, f) -> (m, m, c, 2, 2, f) -> (m, m, c, 4f), m = k // 2 + 1
+            kernel = ops.einsum("pit,qju,tucf->ijcpqf", fold, fold, self.kernel)
+            kernel = ops.reshape(kernel, (*kernel.shape[:3], 4 * self.filters))
+            kernel = ops.cast(kernel, self.compute_dtype)
+            outputs = ops.conv(inputs, kernel, padding="same")
             # (n, h, w, 4f) -> (n, 2h, 2w, f)
-            outputs = keras.ops.depth_to_space(outputs, 2)
+            outputs = ops.depth_to_space(outputs, 2)
         else:
-            outputs = keras.ops.conv_transpose(
-                inputs, kernel, strides=2, padding="same"
-            )
+            # (k, k, c, f) -> (k + 1, k + 1, f, c)
+            kernel = ops.einsum("it,ju,tucf->ijfc", fold, fold, self.kernel)
+            kernel = ops.cast(kernel, self.compute_dtype)
+            outputs = ops.conv_transpose(inputs, kernel, strides=2, padding="same")
         if self.use_bias:
-            outputs = outputs + keras.ops.cast(self.bias, self.compute_dtype)
+            outputs = outputs + ops.cast(self.bias, self.compute_dtype)
         return self.activation(outputs)
-
-    def _folded_kernel(self):
-        fold = keras.ops.convert_to_tensor(self._fold, dtype=self.variable_dtype)
-        if not self.folds_to_depth:
-            # (k, k, channels, filters) -> (k + 1, k + 1, filters, channels)
-            return keras.ops.einsum("it,ju,tucf->ijfc", fold, fold, self.kernel)
-        # (k, k, c, f) -> (m, m, c, 2, 2, f) -> (m, m, c, 4f), m = k // 2 + 1
-        kernel = keras.ops.einsum("pit,qju,tucf->ijcpqf", fold, fold, self.kernel)
-        return keras.ops.reshape(kernel, (*kernel.shape[:3], 4 * self.filters))
 
     def compute_output_shape(self, input_shape):
         height, width = (side and 2 * side for side in input_shape[1:3])
         return (input_shape[0], height, width, self.filters)
 
-    def get_config(self):
-        fixed = ("strides", "padding", "data_format", "dilation_rate", "groups")
-        return {k: v for k, v in super().get_config().items() if k not in fixed}
-
 
 def _fold_box(side):
     """0/1 matrix `(side + 1, side)` of a 2-tap box, flipped for a transpose."""
-    fold = np.zeros((side + 1, side))
-    for tap in range(side):
-        fold[side - 1 - tap, tap] = fold[side - tap, tap] = 1
-    return fold
+    box = np.eye(side + 1, side) + np.eye(side + 1, side, k=-1)
+    return box[:, ::-1]
 
 
 def _fold_phases(side):
     """0/1 tensor `(2, side // 2 + 1, side)`: input pixel of each phase and tap."""
-    fold = np.zeros((2, side // 2 + 1, side))
-    for phase in range(2):
-        for tap in range(side):
-            fold[phase, (phase + tap) // 2, tap] = 1
-    return fold
+    enlarged = np.repeat(np.eye(side // 2 + 1), 2, axis=1)  # nearest neighbour x2
+    return np.stack([enlarged[:, :side], enlarged[:, 1:]])
 
 
 @keras.saving.register_keras_serializable(package="srgan")
-class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's batch normalization, with TensorFlow's fused kernel where it applies.
+class BatchNormalization(layers.BatchNormalization):
+    """Keras's batch normalization, by TensorFlow's fused kernel where it applies.
 
-    The kernel, which the source's Keras used, makes a bfloat16 training step 1.5 times
-    as fast. Weights, file layout and results are Keras's. Three attributes are read
-    when a step is traced:
+    Results are Keras's. Three attributes are read when a step is traced:
 
     - `has_fixed_statistics`: training normalizes by the moving statistics and leaves
       them alone; scale and offset are trained, unlike with `trainable = False`.
@@ -162,52 +143,43 @@ class BatchNormalization(keras.layers.BatchNormalization):
         super().__init__(momentum=momentum, **kwargs)
 
     def call(self, inputs, training=None, mask=None):
-        training = training and not self.has_fixed_statistics
+        training = bool(training) and not self.has_fixed_statistics
         by_batch = training and (self.trainable or self.uses_batch_when_frozen)
-        if self._can_use_fused_kernel():
-            return self._fused_call(inputs, is_training=bool(by_batch))
+        is_tensorflow = keras.backend.backend() == "tensorflow"
+        is_wide = self.compute_dtype == "float64"  # which the kernel does not take
+        if self.is_fused and is_tensorflow and not (is_wide or self.synchronized):
+            return self._fused_call(inputs, by_batch)
         if by_batch and not self.trainable:
             return self._normalize_by_batch(inputs)
         return super().call(inputs, training=training, mask=mask)
-
-    def _can_use_fused_kernel(self):
-        is_tensorflow = keras.backend.backend() == "tensorflow"
-        is_wide = self.compute_dtype == "float64"  # which the kernel does not take
-        return self.is_fused and is_tensorflow and not (is_wide or self.synchronized)
 
     def _fused_call(self, inputs, is_training):
         import tensorflow as tf  # the kernel is TensorFlow's own
 
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
-            scale=tf.convert_to_tensor(self.gamma),
-            offset=tf.convert_to_tensor(self.beta),
-            mean=tf.convert_to_tensor(self.moving_mean),
-            variance=tf.convert_to_tensor(self.moving_variance),
+            scale=self.gamma,
+            offset=self.beta,
+            mean=self.moving_mean,
+            variance=self.moving_variance,
             epsilon=self.epsilon,
             is_training=is_training,
         )
         if is_training and self.trainable:
             count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
             variance *= (count - 1) / count  # undo Bessel's correction
-            for moving, batch in zip(
-                (self.moving_mean, self.moving_variance), (mean, variance), strict=True
-            ):
-                moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+            kept, added = self.momentum, 1 - self.momentum
+            self.moving_mean.assign(kept * self.moving_mean + added * mean)
+            self.moving_variance.assign(kept * self.moving_variance + added * variance)
         return outputs
 
     def _normalize_by_batch(self, inputs):
-        # Statistics in float32 at least, as in Keras's own layer.
-        images = keras.ops.cast(
-            inputs, keras.backend.result_type(inputs.dtype, "float32")
-        )
-        mean, variance = keras.ops.moments(
-            images, axes=self._reduction_axes, synchronized=self.synchronized
-        )
-        outputs = keras.ops.batch_normalization(
+        images = ops.cast(inputs, self.variable_dtype)  # float32 at least
+        mean, variance = ops.moments(images, (0, 1, 2), synchronized=self.synchronized)
+        outputs = ops.batch_normalization(
             images, mean, variance, self.axis, self.beta, self.gamma, self.epsilon
         )
-        return keras.ops.cast(outputs, self.compute_dtype)
+        return ops.cast(outputs, self.compute_dtype)
 
 
 def make_deterministic():
@@ -217,19 +189,7 @@ def make_deterministic():
 
         tf.config.experimental.enable_op_determinism()
         # On GPUs, the fused kernel has no deterministic gradient for fixed statistics.
-        has_gpu = bool(tf.config.list_physical_devices("GPU"))
-        BatchNormalization.is_fused = not has_gpu
-
-
-@keras.saving.register_keras_serializable(package="srgan")
-class ImageNetPreprocessing(keras.layers.Layer):
-    """RGB in [-1, 1] to what VGG19 was trained on: BGR in [0, 255] less means."""
-
-    def call(self, images):
-        return keras.applications.vgg19.preprocess_input((images + 1.0) * 127.5)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
+        BatchNormalization.is_fused = not tf.config.list_physical_devices("GPU")
 
 
 class Network(NamedTuple):
@@ -262,18 +222,20 @@ def build_generator(num_residual_blocks=16, num_filters=64):
     # Paper: PReLU. Source: ReLU, here and in the blocks.
     skip = features = _convolution(num_filters, 9, activation="relu")(lr)
     for _ in range(num_residual_blocks):
-        features = _residual_block(features, num_filters)
+        # Source: ReLU before batch normalization. Paper: after it.
+        block = _convolution(num_filters, activation="relu")(features)
+        block = BatchNormalization()(block)
+        block = _convolution(num_filters)(block)
+        features = layers.Add()([BatchNormalization()(block), features])
     features = _convolution(num_filters)(features)
-    features = keras.layers.Add()([BatchNormalization()(features), skip])
+    features = layers.Add()([BatchNormalization()(features), skip])
     # Paper: sub-pixel convolutions. Source: nearest-neighbour upsampling after
     # the convolution. ReLU commutes with it, so it comes first, on fewer pixels.
     features = _convolution(4 * num_filters, activation="relu")(features)
     # (n, h, w, 4f) -> (n, 2h, 2w, 4f) -> (n, 4h, 4w, 3)
     features = UpsampleConv2D(4 * num_filters, 3, activation="relu")(features)
     features = UpsampleConv2D(3, 9)(features)
-    sr = keras.layers.Activation("tanh", dtype=keras.config.floatx(), name="sr")(
-        features
-    )
+    sr = layers.Activation("tanh", dtype=keras.config.floatx(), name="sr")(features)
     generator = keras.Model(lr, sr, name="generator")
     generator.network = Network("source", num_residual_blocks, num_filters)._asdict()
     return generator
@@ -292,18 +254,18 @@ def build_discriminator(num_filters=64):
     """
     images = keras.Input((None, None, 3), name="images")
     features = _convolution(num_filters)(images)
-    features = keras.layers.LeakyReLU(LEAKY_SLOPE)(features)
+    features = layers.LeakyReLU(LEAKY_SLOPE)(features)
     for factor, stride in DISCRIMINATOR_BLOCKS:
         features = _convolution(factor * num_filters, strides=stride)(features)
         # Source: LeakyReLU before batch normalisation. Paper: after it.
-        features = keras.layers.LeakyReLU(LEAKY_SLOPE)(features)
+        features = layers.LeakyReLU(LEAKY_SLOPE)(features)
         features = BatchNormalization()(features)
     # Paper: one probability an image, from a flattened 96 x 96 crop.
     # Source: dense layers at each position, so that any size is accepted.
-    features = keras.layers.Dense(DENSE_UNITS_FACTOR * num_filters)(features)
-    features = keras.layers.LeakyReLU(LEAKY_SLOPE)(features)
-    logits = keras.layers.Dense(1)(features)
-    real = keras.layers.Activation("sigmoid", dtype=keras.config.floatx(), name="real")
+    features = layers.Dense(DENSE_UNITS_FACTOR * num_filters)(features)
+    features = layers.LeakyReLU(LEAKY_SLOPE)(features)
+    logits = layers.Dense(1)(features)
+    real = layers.Activation("sigmoid", dtype=keras.config.floatx(), name="real")
     return keras.Model(images, real(logits), name="discriminator")
 
 
@@ -313,25 +275,24 @@ def build_feature_extractor(
     """Builds VGG19 up to one layer, frozen (paper: Sec. 2.2.1).
 
     Args:
-        layer_name: str, the layer whose output is returned: `"block3_conv3"` (source),
-            `"block2_conv2"` (the paper's VGG22) or `"block5_conv4"` (VGG54).
+        layer_name: str, the layer whose output is returned.
         weights: `"imagenet"` (downloaded and cached by Keras), the path of a VGG19
             weights file without top, or `None` (random: tests only).
-        imagenet_preprocessing: bool; if `True`, images are converted to what VGG19 was
-            trained on.
+        imagenet_preprocessing: bool; converts images to BGR in [0, 255] less means.
 
     Returns:
         An uncompiled, frozen `keras.Model`: `(n, h, w, 3)` RGB in [-1, 1] to features
         `(n, h / 2**(b - 1), w / 2**(b - 1), channels)` of block b.
 
     Raises:
-        FileNotFoundError: if there are no such weights and no network to download them.
+        FileNotFoundError: if there is no such file, or it cannot be downloaded.
         ValueError: if the file holds something else, or there is no such layer.
     """
     vgg = _load_vgg19(weights)
-    images = keras.Input((None, None, 3), name="images")
-    inputs = ImageNetPreprocessing()(images) if imagenet_preprocessing else images
+    inputs = images = keras.Input((None, None, 3), name="images")
     # Source: images in [-1, 1] go in without ImageNet preprocessing.
+    if imagenet_preprocessing:
+        inputs = keras.applications.vgg19.preprocess_input((images + 1.0) * 127.5)
     truncated = keras.Model(vgg.input, vgg.get_layer(layer_name).output)
     extractor = keras.Model(images, truncated(inputs), name=f"vgg19_{layer_name}")
     extractor.trainable = False
@@ -349,30 +310,23 @@ def build_content_features(content_loss, vgg_weights):
     return build_feature_extractor(layer_name, vgg_weights, imagenet_preprocessing)
 
 
-@keras.saving.register_keras_serializable(package="srgan")
-class TotalVariation(keras.layers.Layer):
-    """Passes images on and adds their total variation to the loss (paper: Sec. 3.4).
-
-    Absolute differences between neighbours are summed, and averaged over images.
-    """
+class TotalVariation(layers.Layer):
+    """Passes images on; adds their total variation to the loss (paper: Sec. 3.4)."""
 
     def call(self, images):
-        rows = keras.ops.sum(keras.ops.abs(images[:, 1:] - images[:, :-1]))
-        columns = keras.ops.sum(keras.ops.abs(images[:, :, 1:] - images[:, :, :-1]))
-        num_images = keras.ops.cast(keras.ops.shape(images)[0], images.dtype)
+        rows = ops.sum(ops.abs(images[:, 1:] - images[:, :-1]))
+        columns = ops.sum(ops.abs(images[:, :, 1:] - images[:, :, :-1]))
+        num_images = ops.cast(ops.shape(images)[0], images.dtype)
         self.add_loss(TOTAL_VARIATION_WEIGHT * (rows + columns) / num_images)
         return images
 
 
 def feature_distance(vgg, sr, hr):
-    """Returns the mean squared difference of the features of two images `(h, w, 3)`.
-
-    NaN for images so large that VGG19 might run out of memory.
-    """
+    """Returns the mean squared difference of features; NaN for too large an image."""
     if sr[..., 0].size > VGG_MAX_PIXELS:
         return float("nan")
-    features = [np.asarray(vgg(image[np.newaxis])) for image in (sr, hr)]
-    return float(np.mean(np.square(np.subtract(*features))))
+    features = [np.asarray(vgg(image[np.newaxis]), "float32") for image in (sr, hr)]
+    return float(np.mean(np.square(features[0] - features[1])))
 
 
 def perceptual_loss(vgg, discriminator, sr, hr, content=CONTENT_LOSSES["source"]):
@@ -406,29 +360,20 @@ def average_batch_norm(model, images, count):
 def receptive_field_radius(generator):
     """Counts how many LR pixels beside a pixel its enlargement depends on.
 
-    Each convolution of side k reaches (k - 1) / 2 pixels further; after an upsampling,
-    pixels are half as large. 40 for the source's network.
+    Each convolution of side k reaches (k - 1) / 2 pixels further; upsampling halves
+    pixels. 40 for the source's network.
     """
     radius, pixel = 0.0, 1.0
     for layer in generator.layers:
         if isinstance(layer, UpsampleConv2D):
             pixel /= 2
-        if isinstance(layer, keras.layers.Conv2D):
+        if isinstance(layer, layers.Conv2D):
             radius += pixel * (layer.kernel_size[0] // 2)
     return int(np.ceil(radius))
 
 
 def _convolution(filters, kernel_size=3, **kwargs):
-    return keras.layers.Conv2D(filters, kernel_size, padding="same", **kwargs)
-
-
-def _residual_block(inputs, filters):
-    # Source: ReLU before batch normalization. Paper: after it.
-    features = _convolution(filters, activation="relu")(inputs)
-    features = BatchNormalization()(features)
-    features = _convolution(filters)(features)
-    features = BatchNormalization()(features)
-    return keras.layers.Add()([features, inputs])
+    return layers.Conv2D(filters, kernel_size, padding="same", **kwargs)
 
 
 def _load_vgg19(weights):
@@ -436,15 +381,14 @@ def _load_vgg19(weights):
     if weights not in ("imagenet", None) and not Path(weights).is_file():
         raise FileNotFoundError(f"There is no VGG19 weights file {weights}.")
     try:
-        with warnings.catch_warnings():  # of another network: the error says enough
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # the error says enough
             return keras.applications.VGG19(weights=weights, include_top=False)
     except Exception as error:  # Keras raises a bare Exception when offline
         reason = str(error).strip().split("\n")[0]
-        if weights == "imagenet":
-            raise FileNotFoundError(
-                f"Keras could not download the ImageNet weights of VGG19: {reason} "
-                "Connect to the network, pass --vgg-weights with the path of "
-                f"{VGG_WEIGHTS_FILE}, or pass --content-loss mse."
-            ) from error
-        raise ValueError(f"{weights} does not hold VGG19 weights: {reason}") from error
+        if weights != "imagenet":
+            message = f"{weights} does not hold VGG19 weights: {reason}"
+            raise ValueError(message) from error
+        raise FileNotFoundError(
+            f"Keras could not download the weights of VGG19: {reason} Pass "
+            f"--vgg-weights with the path of {VGG_WEIGHTS_FILE}, or --content-loss mse."
+        ) from error

@@ -26,18 +26,19 @@ from PIL import (
 
 SCALE = 4  # HR side / LR side
 MAX_PIXELS = 89_478_485  # Pillow's default limit against decompression bombs
-FORMATS_READ = (  # as Pillow names them; its build may lack the last three
-    *("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"),
-    *("TGA", "JPEG2000", "AVIF"),
+FORMATS_READ = (  # as Pillow names them; its build may lack the last two
+    *("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA"),
+    *("JPEG2000", "AVIF"),
 )
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".tga", ".jp2", ".j2k", ".j2c", ".jpx", ".jpf", ".avif", ".apng", ".dib"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif"),
+    *(".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+    *(".jp2", ".j2k", ".j2c", ".jpx", ".jpf", ".avif"),
 )
 OTHER_SUFFIXES = (  # images that are not read, but named
     *(".heic", ".heif", ".jxl", ".psd", ".exr", ".hdr", ".svg", ".eps", ".ico", ".qoi"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".xcf", ".pcx"),
+    *(".sgi", ".avifs"),
 )
 RESULT_SUFFIX = f"_x{SCALE}"  # upscale.py writes photo_x4.png beside photo.jpg
 # Those that describe the photograph, not how its pixels are stored.
@@ -110,8 +111,8 @@ def enlarge_by_filter(lr, method=Image.Resampling.BICUBIC):
 def find_images(folder, exclude=()):
     """Lists the image files below a folder, except those below `exclude`.
 
-    Follows links. Ignores hidden files and earlier results of `upscale.py`. Returns a
-    sorted list of `Path`, and a dict of `Path` to the reason for unusable ones.
+    Follows links. Ignores hidden files, and results of `upscale.py`: a `photo_x4` where
+    there is a `photo`. Returns the sorted paths, and {path: reason} of unusable files.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder {folder}.")
@@ -127,20 +128,18 @@ def find_images(folder, exclude=()):
             continue
         visited.add(identity)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        splits = [os.path.splitext(name) for name in names]
-        stems = {stem for stem, suffix in splits if suffix.lower() in IMAGE_SUFFIXES}
-        for name, (stem, suffix) in zip(names, splits, strict=True):
-            path, suffix = Path(parent, name), suffix.lower()
-            is_result = stem.removesuffix(RESULT_SUFFIX) in stems - {stem}
-            if name.startswith(".") or is_result:
-                continue
+        for name in names:
+            path = Path(parent, name)
+            suffix = "" if name.startswith(".") else path.suffix.lower()
             if suffix in OTHER_SUFFIXES:
                 skipped[path] = f"{suffix[1:].upper()} files are not supported"
             elif suffix in IMAGE_SUFFIXES and path.is_file():
                 found.append(path)
             elif suffix in IMAGE_SUFFIXES:
                 skipped[path] = "not a regular file, or a broken link"
-    return sorted(found), skipped
+    stems = {path.stem for path in found}
+    results = {f"{stem}{RESULT_SUFFIX}" for stem in stems}
+    return sorted(path for path in found if path.stem not in results), skipped
 
 
 def read_picture(path, max_pixels=MAX_PIXELS):
@@ -170,11 +169,6 @@ def flatten(picture):
 
 def _lay_on_white(image, alpha):
     return Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
-
-
-def is_neutral(image):
-    """Returns whether a Pillow image is grey, whatever its mode."""
-    return len({channel.tobytes() for channel in image.split()}) == 1
 
 
 def to_8_bits(image):
@@ -387,6 +381,12 @@ def atomic_path(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Writes text in UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def check_size(size, file_format):

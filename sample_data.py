@@ -10,7 +10,6 @@ Huang, IJCV 2001), and restoration networks trained on such pictures work on rea
 
 import shutil
 import string
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ with command_line.quiet_imports(__name__):
     import numpy as np
     from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, PngImagePlugin
 
-    from command_line import ArgumentParser, fail, non_negative_int, positive_int
+    from command_line import ArgumentParser, non_negative_int, positive_int
     from pictures import atomic_path
 
 SAMPLE_COUNT = 48  # pictures
@@ -241,33 +240,25 @@ def write_sample_dataset(datasets_folder="datasets"):
 
 
 def parse_args(argv=None):
+    """Reads the command line."""
     parser = ArgumentParser(description='Generates "dead leaves" training images.')
-    parser.add_argument(
-        "--count", type=positive_int, metavar="N", default=2000, help="number of images"
-    )
-    parser.add_argument(
-        "--size", type=positive_int, metavar="PX", default=384, help="image side in px"
-    )
-    parser.add_argument(
-        "--seed", type=non_negative_int, metavar="N", default=0, help="random seed"
-    )
-    parser.add_argument(
-        "--output", metavar="FOLDER", default="datasets/leaves", help="output folder"
-    )
+    add = parser.add_argument
+    add("--count", type=positive_int, metavar="N", default=2000, help="images")
+    add("--size", type=positive_int, metavar="PX", default=384, help="side in px")
+    add("--seed", type=non_negative_int, metavar="N", default=0, help="random seed")
+    add("--output", metavar="FOLDER", default="datasets/leaves", help="output folder")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Writes a dataset and returns the exit code."""
     args = parse_args(argv)
-    try:
-        num_drawn = write_dataset(args.output, args.count, args.size, args.seed)
-    except OSError as error:
-        reason = "it is a file" if Path(args.output).is_file() else error.strerror
-        fail(f"Cannot write to {args.output}: {reason}. Choose another --output.")
+    with command_line.usage_errors():
+        command_line.check_writable(Path(args.output, "leaf"))
+    num_drawn = write_dataset(args.output, args.count, args.size, args.seed)
     print(f"Drew {num_drawn} pictures; {args.count - num_drawn} were already there.")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

@@ -360,7 +360,8 @@ class SRGAN:
         if folder.resolve() == loader.folder.resolve():  # never among the originals
             folder = folder.with_name(f"{name}_samples")
         path = folder / f"{step}.png"
-        figures.save_grid(columns, path, title=f"{name}, step {step}")
+        with training_run.saving("samples"):
+            figures.save_grid(columns, path, title=f"{name}, step {step}")
 
 
 def _probability(labels, verdicts):
@@ -388,9 +389,6 @@ def main(argv=None):
             workers.wait()
     except (training_run.TrainingStoppedError, NoImageLeftError) as error:
         command_line.fail(error, command_line.EXIT_FAILED)
-    except training_run.TrainingInterruptedError as error:
-        print(error)
-        return error.exit_code
     return 0
 
 
@@ -418,7 +416,6 @@ def _set_up(args, stack):
     run.options = {name: getattr(args, name) for name in names}
     run.options |= {"dataset": loader.fingerprint(), "network": gan.generator.network}
     if workers.is_chief:
-        run.check_space((gan.generator, gan.discriminator))
         run.clear_the_way(args)
     workers.wait()
     run.choose_start(gan.generator, args)

@@ -9,28 +9,33 @@ a `Phase` receives the models and optimizers that it keeps.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
-import platform
-import shutil
 import signal
 from pathlib import Path
 
-import keras
 import numpy as np
-from PIL import Image
 
 import checkpoints
 import command_line
 import figures
 from checkpoints import list_steps
-from metrics import PROTOCOL, format_table, mean_scores, measure, score
-from pictures import enlarge_by_filter, save_image, to_float, to_uint8
+from metrics import (
+    FILTERS,
+    PROTOCOL,
+    enlarge_by_filters,
+    format_table,
+    mean_scores,
+    measure,
+    score,
+)
+from pictures import enlarge_by_filter, save_image, to_uint8
 from tiling import enlarge
 
-PRE_TRAINING, TRAINING = "pre_training", "training"
+PHASES = PRE_TRAINING, TRAINING = "pre_training", "training"
 GRID_FOLDERS = {PRE_TRAINING: "_res_gen", TRAINING: "_res_gan"}  # source
-REALITY_BOUNDS = (0.05, 0.95)  # D(fake) and D(real) of a discriminator that has won
+WINNING_GAP = 0.9  # between D(real) and D(fake), once one network has won
 ONE_SIDED_STEPS = 500  # in a row, before the run warns of it
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and a batch scheduler's
 LOG_FILE = "log.jsonl"
@@ -46,20 +51,23 @@ class TrainingStoppedError(RuntimeError):
     """Training cannot go on; earlier checkpoints are whole."""
 
 
-class TrainingInterruptedError(Exception):
-    """A signal stopped the run after its state was saved."""
-
-    def __init__(self, signal_number, message):
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
+@contextlib.contextmanager
+def saving(what):
+    """Ends the run if the block cannot write. No block may read training data."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingStoppedError(
+            f"Cannot save {what}: {error}. Earlier checkpoints are whole. Once this is "
+            "mended, run the same command again."
+        ) from error
 
 
 @dataclasses.dataclass
 class TrainingRun:
     """The folders, options and test images that both phases of a run share.
 
-    `options` is a dict of JSON values, saved with each checkpoint and compared on
-    resuming; `test_images` a list of `TestImage`, shown at every report. Of several
+    `options` are saved with each checkpoint and compared on resuming. Of several
     workers, only the chief writes; `agree(number)` returns the largest number that any
     worker passes.
     """
@@ -71,7 +79,6 @@ class TrainingRun:
     is_chief: bool = True
     agree: callable = int
     stop_signal: int = 0
-    _filter_scores: dict = dataclasses.field(default_factory=dict)
 
     def folder(self, phase):
         """Returns the `Path` of a phase's checkpoints and log."""
@@ -86,10 +93,9 @@ class TrainingRun:
             signal.signal(number, signal.SIG_DFL)
             print("\nStopping after this step. Once more stops at once.", flush=True)
 
-        try:
+        previous = {}
+        with contextlib.suppress(ValueError):  # not in the main thread: a web server
             previous = {n: signal.signal(n, remember) for n in STOP_SIGNALS}
-        except ValueError:  # not in the main thread, as in a web server
-            previous = {}
         try:
             yield
         finally:
@@ -97,37 +103,28 @@ class TrainingRun:
                 signal.signal(number, handler)
 
     def clear_the_way(self, args):
-        """Moves earlier state aside for `--restart`, and the demo's for a real run.
-
-        Raises `ValueError` if the options do not fit what is to be resumed.
-        """
-        found = {}
-        for phase in (PRE_TRAINING, TRAINING):
-            if list_steps(self.folder(phase)) and not args.restart:
-                found[phase] = checkpoints.find_newest(self.folder(phase))
-        presets = [state["options"].get("preset") for _, state in found.values()]
-        is_past_demo = "demo" in presets and args.preset != "demo"
-        if (args.restart or is_past_demo) and args.initial_weights:
-            checkpoints.find_weights(args.initial_weights)  # before anything is moved
+        """Sets aside what must not be resumed, and checks the options of the rest."""
         if args.restart:
             # Adversarial training alone starts over from the pre-trained generator.
-            phases = (PRE_TRAINING, TRAINING) if args.pretrain_steps else (TRAINING,)
-            self._set_aside(phases, "Starting over")
-        elif is_past_demo:
-            self._set_aside((PRE_TRAINING, TRAINING), "Leaving the demo's state")
-        else:
-            for phase, (path, state) in found.items():
-                check_options(state["options"], self.options, path, phase)
+            phases = PHASES if args.pretrain_steps else (TRAINING,)
+            self._set_aside(phases, "Starting over", args)
+            return
+        for phase in PHASES:
+            path, state = checkpoints.find_newest(self.folder(phase), True)
+            if path is None:
+                continue
+            if state["options"].get("preset") == "demo" and args.preset != "demo":
+                self._set_aside(PHASES, "Leaving the demo's state", args)
+                return
+            check_options(state["options"], self.options, path, phase)
 
-    def _set_aside(self, phases, reason):
+    def _set_aside(self, phases, reason, args):
+        if args.initial_weights:
+            checkpoints.find_weights(args.initial_weights)  # before anything is moved
         for phase in phases:
             if self.folder(phase).exists():
                 aside = checkpoints.set_aside(self.folder(phase), "old")
                 print(f"{reason}: moved {self.folder(phase)} to {aside.name}.")
-
-    @property
-    def has_checkpoints(self):
-        return self.has_trained or bool(list_steps(self.folder(PRE_TRAINING)))
 
     @property
     def has_trained(self):
@@ -135,7 +132,7 @@ class TrainingRun:
 
     def choose_start(self, generator, args):
         """Loads `--initial-weights` unless there are checkpoints to resume from."""
-        if self.has_checkpoints:
+        if self.has_trained or list_steps(self.folder(PRE_TRAINING)):
             if args.initial_weights:
                 print(f"Ignoring --initial-weights: resuming from {self.weights_dir}.")
         elif args.initial_weights:
@@ -150,47 +147,28 @@ class TrainingRun:
         else:
             print("No checkpoint found: starting from scratch.")
 
-    def check_space(self, models):
-        """Raises `OSError` unless a checkpoint of these models fits on the disk."""
-        # Weights and two Adam moments, 4 bytes each.
-        needed = 3 * 4 * sum(model.count_params() for model in models)
-        Path(self.weights_dir).mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.weights_dir).free
-        if free < needed:
-            raise OSError(
-                f"A checkpoint takes {needed / 1e6:.0f} MB, but {self.weights_dir} has "
-                f"{free / 1e6:.0f} MB left. Make room, or pass another --weights-dir."
-            )
+    @functools.cached_property
+    def filter_scores(self):
+        """The mean scores of bicubic and nearest-neighbour enlargement."""
+        scores = {label: [] for label in FILTERS}
+        for image in self.test_images:
+            for label, sr in enlarge_by_filters(image).items():
+                scores[label].append(score(sr, image))
+        return {label: mean_scores(rows) for label, rows in scores.items()}
 
-    def score_filters(self):
-        """Returns the mean scores of bicubic and nearest-neighbour enlargement."""
-        if not self._filter_scores:
-            for name in ("bicubic", "nearest"):
-                method = Image.Resampling[name.upper()]
-                scores = []
-                for image in self.test_images:
-                    sr = enlarge_by_filter(to_uint8(image.lr), method)
-                    scores.append(score(to_float(sr), image))
-                self._filter_scores[name] = mean_scores(scores)
-        return self._filter_scores
-
+    @saving("the results")
     def conclude(self, results):
         """Saves the final images, prints the scores and where everything is."""
-        images_dir = Path(self.images_dir)
         for number, (sr, _) in enumerate(results):
-            save_image(sr, images_dir / "_res" / f"{number}.png")
+            save_image(sr, Path(self.images_dir, "_res", f"{number}.png"))
         scores = {"this run": mean_scores([scores for _, scores in results])}
-        table = {f"mean of {len(results)}": scores | self.score_filters()}
+        table = {f"mean of {len(results)}": scores | self.filter_scores}
         print(f"\n{PROTOCOL}\n{format_table(table)}\n")
         if self.options.get("preset") == "demo":
             self._compare_with_shipped(results)
         weights = self.folder(TRAINING if self.has_trained else PRE_TRAINING)
-        print(
-            f"Results, grids, curves: {images_dir}/_res, _res_gen (pre-training), "
-            "_res_gan, training_curves.png\n"
-            f"Checkpoints: {weights}\n"
-            f"Next: python evaluate.py --weights {weights}"
-        )
+        print(f"Pictures: {self.images_dir}/_res and beside it. Checkpoints: {weights}")
+        print(f"Next: python evaluate.py --weights {weights}")
 
     def _compare_with_shipped(self, results):
         """Shows what hours of training make of an image, beside the demo's minutes."""
@@ -201,10 +179,9 @@ class TrainingRun:
                 generator, _ = checkpoints.load_generator(name)
                 panels[name] = enlarge(generator, image.lr, encode=to_uint8)
         hr = to_uint8(image.hr)
-        captions = {
-            label: f"{measure(panel, hr)['psnr_y']:.2f} dB"
-            for label, panel in panels.items()
-        }
+        captions = {}
+        for label, panel in panels.items():
+            captions[label] = f"{measure(panel, hr)['psnr_y']:.2f} dB"
         path = Path(self.images_dir, "comparison.png")
         panels["original"] = hr
         figures.save_comparison_sheet(panels, path, captions, title=image.name)
@@ -214,7 +191,7 @@ class TrainingRun:
         """Reads a phase's log, without lines that were cut short."""
         records = {}
         path = self.folder(phase) / LOG_FILE
-        for line in path.read_text().splitlines() if path.exists() else ():
+        for line in path.read_bytes().splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 record = json.loads(line)
                 records[int(record["step"])] = record  # steps done again replace theirs
@@ -224,11 +201,7 @@ class TrainingRun:
 class Phase:
     """One phase of a run: its step, log, pictures and checkpoints.
 
-    Args:
-        run: `TrainingRun`.
-        name: `"pre_training"` or `"training"`.
-        models: dict of name to `keras.Model`, kept in its checkpoints.
-        optimizers: dict of name to built optimizer, kept likewise.
+    `models` and `optimizers` are dicts of name to what its checkpoints hold.
     """
 
     def __init__(self, run, name, models, optimizers):
@@ -251,22 +224,18 @@ class Phase:
         except ValueError as error:
             raise TrainingStoppedError(error) from error
         self.step = state["step"]
-        log = self.folder / LOG_FILE
-        if log.exists() and not log.read_bytes().endswith(b"\n"):
-            log.write_bytes(log.read_bytes() + b"\n")  # a line was cut short
         self._losses = state.get("losses", [])
-        self.one_sided_steps = state.get("one_sided_steps", 0)
         print(f"Resuming from {path}.")
         return self.step
 
     def steps(self, num_steps):
         """Yields the remaining steps and shows progress.
 
-        Raises `TrainingInterruptedError` after a signal, once the state is saved.
+        After a signal, saves and exits with 128 and the signal's number.
         """
-        if 0 < num_steps <= self.step:
-            print(f"All {num_steps} steps of {self.name} are done.")
         first = self.step
+        if num_steps <= first:
+            print(f"All {num_steps} steps of {self.name} are done.")
         bar = command_line.progress_bar(max(0, num_steps - first), "step")
         for step in range(first + 1, num_steps + 1):
             yield step
@@ -275,50 +244,45 @@ class Phase:
             bar.update(step - first, list(losses.items()))
             if stop_signal := self.run.agree(self.run.stop_signal):
                 self.save()
-                raise TrainingInterruptedError(
-                    stop_signal,
-                    f"Saved step {self.step} of {self.name}. Run the same command "
-                    "again to resume.",
-                )
+                print(f"Saved step {step} of {self.name}. The same command resumes.")
+                raise SystemExit(128 + stop_signal)
 
     def record(self, step, losses):
         """Takes the losses of a finished step; raises if one is not finite."""
         if not all(math.isfinite(value) for value in losses.values()):
             raise TrainingStoppedError(
-                f"Training diverged at {self.name} step {step}: {losses}. Earlier "
-                "checkpoints are whole. Try a lower --learning-rate, or --precision "
-                "float32."
+                f"Training diverged at {self.name} step {step}: {losses}. Try a lower "
+                "--learning-rate, or --precision float32."
             )
         self.step = step
         if not self.run.is_chief:
             self._losses.clear()  # which only reports need
         self._losses.append(losses)
-        low, high = REALITY_BOUNDS
-        real, fake = losses.get("p_real", 0.5), losses.get("p_fake", 0.5)
-        has_winner = min(real, fake) < low and max(real, fake) > high
-        self.one_sided_steps = self.one_sided_steps + 1 if has_winner else 0
+        gap = abs(losses.get("p_real", 0) - losses.get("p_fake", 0))
+        self.one_sided_steps = self.one_sided_steps + 1 if gap > WINNING_GAP else 0
         if self.one_sided_steps == ONE_SIDED_STEPS:
             print(
-                f"\nD(real) {real:.2f} and D(fake) {fake:.2f} for {ONE_SIDED_STEPS} "
-                "steps: one network has won, and the generator learns little from the "
-                "other. See Troubleshooting in the README."
+                f"\nD(real) and D(fake) differ by {gap:.2f}: one network has won. See "
+                "Troubleshooting in the README."
             )
 
+    @saving("the log and pictures")
     def report(self, step, results):
         """Logs, draws and saves; `results` is a list of (sr, scores) per test image."""
-        record = {"phase": self.name, "step": step}
+        values = {}
         for name in self._losses[0] if self._losses else ():
-            record[name] = float(np.mean([losses[name] for losses in self._losses]))
+            values[name] = float(np.mean([losses[name] for losses in self._losses]))
         means = mean_scores([scores for _, scores in results])
-        record |= {"mse_test" if k == "mse" else k: v for k, v in means.items()}
+        values |= {"mse_test" if k == "mse" else k: v for k, v in means.items()}
         self._losses = []
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        print(f"\n{self.name} {step}: {shown}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / LOG_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        shown = [
-            f"{k} {v:.4g}" for k, v in record.items() if k not in ("phase", "step")
-        ]
-        print(f"\n{self.name} {step}: {', '.join(shown)}", flush=True)
+        log = self.folder / LOG_FILE
+        is_cut = log.exists() and not log.read_bytes().endswith(b"\n")
+        with open(log, "a", encoding="utf-8") as file:
+            record = {"phase": self.name, "step": step} | values
+            file.write("\n" * is_cut + json.dumps(record) + "\n")
         self._draw(step, results, means)
         if step > 0:
             self.save()
@@ -328,28 +292,20 @@ class Phase:
         columns, captions = [], []
         for image, (sr, scores) in zip(self.run.test_images, results, strict=True):
             lr, hr = to_uint8(image.lr), to_uint8(image.hr)
-            columns.append(
-                {
-                    "generated": sr,
-                    "low-resolution": lr,
-                    "bicubic": enlarge_by_filter(lr),
-                    "original": hr,
-                }
-            )
+            panels = {"generated": sr, "low-resolution": lr}
+            columns.append(panels | {"bicubic": enlarge_by_filter(lr), "original": hr})
             captions.append(f"{image.name}, {scores['psnr_y']:.2f} dB")
         if columns:
             title = f"step {step}, MSE loss {means['mse']:.5f}"
             if "perceptual" in means:
                 title += f", perceptual loss {means['perceptual']:.5f}"
             path = images_dir / GRID_FOLDERS[self.name] / f"{step}.png"
-            figures.save_grid(columns, path, title, captions=captions)
+            figures.save_grid(columns, path, title, captions)
         for number, (sr, _) in enumerate(results if self.name == TRAINING else ()):
             save_image(sr, images_dir / "_res_src_gan" / f"{step}_res{number}.png")
-        records = self.run.read_log(PRE_TRAINING)
-        if self.name == TRAINING:
-            records += self.run.read_log(TRAINING)
+        records = self.run.read_log(PRE_TRAINING) + self.run.read_log(TRAINING)
+        bicubic = self.run.filter_scores["bicubic"].get("psnr_y")
         path = images_dir / "training_curves.png"
-        bicubic = self.run.score_filters()["bicubic"].get("psnr_y")
         figures.save_training_curves(records, path, bicubic)
 
     def save(self):
@@ -362,33 +318,18 @@ class Phase:
                     f"Training diverged: at {self.name} step {self.step}, weights of "
                     f"the {name} are not finite. Try a lower --learning-rate."
                 )
-        state = {
-            "options": self.run.options,
-            "losses": self._losses,
-            "one_sided_steps": self.one_sided_steps,
-            "versions": {
-                "python": platform.python_version(),
-                "keras": keras.__version__,
-            },
-        }
-        try:
-            self.run.check_space(self.models.values())
-            checkpoints.save(
-                self.folder, self.step, self.models, self.optimizers, state
-            )
-        except (OSError, RuntimeError) as error:  # HDF5 raises either
-            raise TrainingStoppedError(
-                f"Cannot save step {self.step} to {self.folder}: {error}. Earlier "
-                "checkpoints are whole. Make room, then run the same command again."
-            ) from error
+        state = {"options": self.run.options, "losses": self._losses}
+        contents = self.models, self.optimizers, state
+        with saving(f"step {self.step} to {self.folder}"):
+            checkpoints.save(self.folder, self.step, *contents)
 
 
 def check_options(before, now, path, phase):
     """Refuses options that would mix two recipes, and prints other changes."""
+    unused = ADVERSARIAL_OPTIONS if phase == PRE_TRAINING else ()
     for name, value in now.items():
         old = before.get(name, value)
-        is_unused = phase == PRE_TRAINING and name in ADVERSARIAL_OPTIONS
-        if old == value or is_unused:
+        if old == value or name in unused:
             continue
         flag = f"--{name.replace('_', '-')}"
         if name in FIXED_OPTIONS:

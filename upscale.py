@@ -28,7 +28,6 @@ with command_line.quiet_imports(__name__):
         SCALE,
         check_size,
         find_images,
-        is_neutral,
         read_picture,
         save_image,
         to_uint8,
@@ -110,6 +109,11 @@ def enlarge_picture(generator, picture, tile=None, progress=None):
     if picture.alpha is not None:
         sr.putalpha(picture.alpha.resize(sr.size, Image.Resampling.BICUBIC))
     return sr
+
+
+def is_neutral(image):
+    """Returns whether all channels of a Pillow image are equal."""
+    return len({channel.tobytes() for channel in image.split()}) == 1
 
 
 def _to_grey(sr):

@@ -226,9 +226,11 @@ def test_features_are_frozen_and_cut_by_name():
 
 def test_paper_features_are_preprocessed_for_imagenet():
     """VGG19 was trained on BGR in [0, 255] less the means."""
-    layer = networks.ImageNetPreprocessing()
-    black = to_numpy(layer(np.full((1, 1, 1, 3), -1.0, "float32")))
-    np.testing.assert_allclose(black[0, 0, 0], [-103.939, -116.779, -123.68], rtol=1e-5)
+    paper = networks.build_feature_extractor("block1_conv1", None, True)
+    black = np.full((1, 3, 3, 3), -1.0, "float32")
+    expected = np.broadcast_to(np.float32([-103.939, -116.779, -123.68]), black.shape)
+    features = to_numpy(paper.layers[-1](expected))
+    np.testing.assert_allclose(to_numpy(paper(black)), features, rtol=1e-5)
 
 
 def test_vgg_weights_are_read_from_a_file(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFilter, PngImagePlugin
 
 import pictures
 from pictures import UnreadableImageError, read_picture, read_rgb
+from upscale import is_neutral
 
 ORIENTATION, MAKE, WIDTH, DETAILS, GPS = 0x0112, 0x010F, 0x0100, 0x8769, 0x8825
 PIXEL_WIDTH, PIXEL_HEIGHT, TAKEN = 0xA002, 0xA003, 0x9003
@@ -163,10 +164,10 @@ def test_grey_stays_grey(tmp_path):
     np.testing.assert_array_equal(picture.alpha, levels[..., 1] >> 8)
     grey = Image.fromarray(NOISE[..., 0])
     for image in (picture.image, grey, grey.convert("RGB"), grey.convert("I;16")):
-        assert pictures.is_neutral(image)
+        assert is_neutral(image)
     tinted = grey.convert("RGB")
     tinted.putpixel((7, 5), (0, 0, 1))
-    assert not pictures.is_neutral(tinted)
+    assert not is_neutral(tinted)
 
 
 @pytest.mark.parametrize(("suffix", "mode"), [

@@ -137,7 +137,7 @@ def test_command_draws_and_resumes(tmp_path, capsys):
     [
         (["--count", "0"], "--count"),
         (["--seed", "-1"], "--seed"),
-        (["--output", str(SCRIPT)], f"Cannot write to {SCRIPT}: it is a file. Choose"),
+        (["--output", str(SCRIPT)], "File exists. Choose another --output"),
         (["--output", str(SCRIPT / "leaves")], "Not a directory. Choose another --out"),
     ],
 )

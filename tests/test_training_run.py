@@ -51,28 +51,13 @@ def steps_of(run, name=TRAINING):
     return checkpoints.list_steps(run.folder(name))
 
 
-def test_means_of_the_log_span_an_interrupt(run):
-    """A log line would hold the mean of the steps since the interrupt only."""
-
-    def losses(step):
-        run.stop_signal = signal.SIGTERM if step == 3 else 0
-        return {"mse": 1 / step}
-
-    with pytest.raises(training_run.TrainingInterruptedError):
-        run_steps(open_phase(run), 8, interval=8, losses=losses)
-    run.stop_signal = 0
-    run_steps(open_phase(run), 8, interval=8)
-    (record,) = run.read_log(TRAINING)
-    assert record["mse"] == pytest.approx(sum(1 / step for step in range(1, 9)) / 8)
-
-
 def test_steps_done_again_replace_their_log_lines(run):
     """After a crash between log and checkpoint, a step would appear twice."""
     run_steps(open_phase(run), 6)
     whole = run.read_log(TRAINING)
     shutil.rmtree(run.folder(TRAINING) / "step-00000006")
     with open(run.folder(TRAINING) / "log.jsonl", "a") as file:
-        file.write('{"phase": "training", "st\n5\nnull\n[]\n{}\n{"step": "x"}\n\x00\n')
+        file.write('{"phase": "training", "st\n5\nnull\n[]\n{}\n{"step": "x"}\n\x00')
     assert open_phase(run).resume() == 4
     run_steps(open_phase(run), 6)
     assert [record["step"] for record in whole] == [2, 4, 6]
@@ -140,43 +125,56 @@ def test_moving_aside(run, before, now, restart, pretrain_steps, moved):
         assert open_phase(run, phase).resume() == (0 if phase in moved else 2)
 
 
-def test_damage_is_no_new_start(run):
+def test_damage_is_named_once_and_no_new_start(run, capsys):
     """A run of days would be overwritten by one from scratch."""
     run_steps(open_phase(run), 4)
-    for path in run.folder(TRAINING).glob("step-*/state.json"):
-        path.write_text("{}")
+    states = [path / "state.json" for path in sorted(run.folder(TRAINING).glob("s*"))]
+    states[1].write_text("{}")
+    clear_the_way(run)
+    assert open_phase(run).resume() == 2
+    assert capsys.readouterr().out.count("step-00000004 is damaged") == 1
+    states[0].write_text("{}")
     with pytest.raises(ValueError, match=r"damaged.*--restart"):
         clear_the_way(run)
-    assert steps_of(run) == [2, 4]
+    assert steps_of(run) == [2]
 
 
-@pytest.mark.parametrize("is_interrupted", [False, True])
-def test_a_save_that_fails_ends_the_run(run, monkeypatch, is_interrupted):
+LOST = {
+    "checkpoint": "Cannot save step 4 .*No space left",
+    "last checkpoint": "Cannot save step 3 .*No space left",
+    "picture": "Cannot save the log and pictures: .*No space left",
+    "log": r"Cannot save the log and pictures: .*log\.jsonl",
+}
+
+
+@pytest.mark.parametrize(("lost", "message"), LOST.items())
+def test_a_save_that_fails_ends_the_run(run, monkeypatch, lost, message):
     """The run would train for days without saving anything, or claim that it saved."""
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     def losses(step):
-        if step == 3:
-            monkeypatch.setattr(np, "savez", fail)
-            run.stop_signal = signal.SIGTERM if is_interrupted else 0
+        log = run.folder(TRAINING) / "log.jsonl"
+        if step == 3 and lost == "log":
+            log.rename(log.with_name("old"))
+            log.mkdir()
+        elif step == 3:
+            where = (training_run.figures, "save_training_curves")
+            monkeypatch.setattr(*where if lost == "picture" else (np, "savez"), fail)
+            run.stop_signal = signal.SIGTERM if lost == "last checkpoint" else 0
         return {"mse": 1.0}
 
-    message = f"Cannot save step {3 if is_interrupted else 4} .*No space left"
     with pytest.raises(TrainingStoppedError, match=message):
         run_steps(open_phase(run), 100, losses=losses)
     assert steps_of(run) == [2]
 
 
-def test_space_is_checked_at_the_start(run, tmp_path, monkeypatch):
-    """The first save would fail after hours of training."""
-    usage = shutil.disk_usage(tmp_path)._replace(free=12_000_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    model = keras.Sequential([keras.Input((999,)), keras.layers.Dense(1000)])
-    run.check_space([model])
-    with pytest.raises(OSError, match=r"takes 24 MB.*--weights-dir"):
-        run.check_space([model, model])
+def test_results_that_cannot_be_saved(run):
+    """The last line would be a traceback, after days of training."""
+    run.images_dir.write_text("a file")
+    with pytest.raises(TrainingStoppedError, match="Cannot save the results"):
+        run.conclude([(np.zeros((8, 8, 3), "uint8"), {})])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -205,9 +203,10 @@ def test_a_lost_balance_is_reported_once(run, capsys, real, fake, monkeypatch):
         is_balanced = step in (5, 20)
         return {"p_real": 0.5 if is_balanced else real, "p_fake": fake}
 
-    run_steps(open_phase(run), 8, 8, losses)
+    phase = open_phase(run)
+    run_steps(phase, 8, 8, losses)
     assert "has won" not in capsys.readouterr().out
-    run_steps(open_phase(run), 19, 19, losses)  # the count is resumed
+    run_steps(phase, 19, 19, losses)
     assert capsys.readouterr().out.count("has won") == 1
 
 
@@ -224,22 +223,22 @@ def test_a_signal_finishes_the_step(run, capsys, number):
             assert signal.getsignal(number) is signal.SIG_DFL  # for a second signal
         return {"mse": 1.0}
 
-    interrupt = pytest.raises(training_run.TrainingInterruptedError, match="step 3")
-    with interrupt as error, run.signals():
+    with pytest.raises(SystemExit) as error, run.signals():
         run_steps(open_phase(run), 9, losses=losses)
-    assert error.value.exit_code == 128 + number
+    assert error.value.code == 128 + number
     assert signal.getsignal(number) is before
     assert steps_of(run) == [2, 3]
-    assert "Stopping after this step" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Stopping after this step" in out
+    assert "Saved step 3 of training" in out
 
 
 def test_of_several_workers_one_writes(run):
     """Two would write to one file; a signal to one worker must stop all of them."""
     run.is_chief, run.agree = False, lambda number: signal.SIGTERM
     phase = open_phase(run)
-    with pytest.raises(training_run.TrainingInterruptedError) as error:
+    with pytest.raises(SystemExit, match="143"):
         run_steps(phase, 9, interval=99)
-    assert error.value.exit_code == 128 + signal.SIGTERM
     assert phase.step == 1
     assert not run.weights_dir.exists()
 

@@ -231,6 +231,7 @@ def test_earlier_results_are_enlarged_only_if_named(command, tmp_path):
     """They were enlarged again wherever `--output` was new, or not even if named."""
     folder = make_folder(tmp_path / "in")
     assert command(folder) == 0
+    assert command(folder, "--output", folder / "big") == 0
     assert command(folder, "--output", tmp_path / "out") == 0
     assert names_below(tmp_path / "out") == RESULTS
     assert command(folder / "a_x4.png") == 0
