@@ -33,20 +33,9 @@ Box = namedtuple("Box", "top left height width")  # px, a rectangle of an image
 
 
 def save_grid(columns, path, title="", captions=None):
-    """Saves a grid of images: a column per test image, a row per kind of image.
+    """Saves a grid: a column per test image, which is a dict of label to image.
 
-    Pixels are shown 1:1. Small images, such as the low-resolution input, are enlarged
-    by repeating pixels, and images larger than a cell show their centre.
-
-    Args:
-        columns: list of dicts with the same labels, label -> uint8 array `(h, w, 3)`
-            in [0, 255] of any size.
-        path: str or path, the PNG file to write.
-        title: str, one line; "" for none.
-        captions: list of str, a heading per column, or `None`.
-
-    Raises:
-        ValueError: if there are no images.
+    Small images are enlarged by repeating pixels; large ones show their centre.
     """
     if not any(columns):
         raise ValueError("No images to show in the grid. Pass at least one.")
@@ -59,22 +48,10 @@ def save_grid(columns, path, title="", captions=None):
 
 
 def save_comparison_sheet(panels, path, captions=None, detail=None, title=""):
-    """Saves several versions of one image side by side, in an enlarged detail.
+    """Saves a detail of several versions of one image, below the whole original.
 
-    At the top is the whole original, with a frame around the detail; below is the
-    detail of each panel, enlarged by repeating pixels.
-
-    Args:
-        panels: dict, label -> uint8 array `(h, w, 3)` in [0, 255], all of one size,
-            the original last.
-        path: str or path, the PNG file to write.
-        captions: dict, label -> str such as "28.43 dB / 0.8104", or `None`.
-        detail: `Box` to enlarge; `None` for the one where the first panel differs
-            most from the last.
-        title: str, one line; "" for none.
-
-    Raises:
-        ValueError: if there are no panels, or if they differ in size.
+    `panels` and `captions` are dicts of label to image and text, the original last. By
+    default, the detail is the one in which the first panel differs most from the last.
     """
     images = list(panels.values())
     shapes = {image.shape for image in images}
@@ -94,16 +71,7 @@ def save_comparison_sheet(panels, path, captions=None, detail=None, title=""):
 
 
 def save_training_curves(records, path, bicubic=None):
-    """Draws the progress of a run from its log.
-
-    Values that are missing, `None` or not finite are skipped. If a resumed run logged
-    a step twice, the later record counts.
-
-    Args:
-        records: list of dicts, the lines of `log.jsonl`.
-        path: str or path, the PNG file to write.
-        bicubic: float, PSNR (Y) of bicubic enlargement in dB, or `None`.
-    """
+    """Draws the records of a run's log, and a line at bicubic's PSNR (Y) in dB."""
     figure = Figure((12, 8), dpi=100, layout="constrained")  # 1200 x 800 px
     pretraining, quality, probabilities, losses = panels = figure.subplots(2, 2).ravel()
     before = [record for record in records if record["phase"] == "pre_training"]
@@ -141,15 +109,7 @@ def save_training_curves(records, path, bicubic=None):
 
 
 def save_model_diagram(model, path):
-    """Draws the layers of a model with `keras.utils.plot_model`.
-
-    Args:
-        model: a built `keras.Model`.
-        path: str or path, the PNG file to write.
-
-    Returns:
-        `None`, or one line (str) that names the missing tool, pydot or Graphviz.
-    """
+    """Draws a model's layers; returns a line that names a missing tool, or `None`."""
     import keras  # slow to import, and nothing else in this module needs it
 
     try:

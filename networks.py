@@ -21,7 +21,6 @@ DISCRIMINATOR_BLOCKS = ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2))
 DENSE_UNITS_FACTOR = 16  # 1024 units for 64 filters; paper, Fig. 4
 PATCH_SIZE = 16  # px, stride of the discriminator's patch grid
 
-ADVERSARIAL_WEIGHT = 1e-3  # paper, Sec. 2.2, eq. 3
 FEATURE_WEIGHT = 1 / 12.75**2  # = 0.006, paper, Sec. 3.2
 TOTAL_VARIATION_WEIGHT = 2e-8  # SRResNet-VGG22; paper, Sec. 3.4
 VGG_MAX_PIXELS = 2**21  # of an image to score; each takes about 1 KiB of memory
@@ -29,11 +28,16 @@ VGG_WEIGHTS_FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
 class ContentLoss(NamedTuple):
-    """What generated and original images are compared by, and how it is weighted."""
+    """What generated and original images are compared by, and what else counts."""
 
     layer_name: str | None  # of VGG19; None: the pixels themselves
     weight: float
     imagenet_preprocessing: bool
+    adversarial_weight: float = 1e-3  # paper, Sec. 2.2, eq. 3
+    pixel_weight: float = 0.0  # of the mean squared error as well; it keeps colours
+    # Images are rolled by up to so many px before they are compared. Without it, the
+    # strides of discriminator and VGG19 imprint the LR image's grid.
+    max_shift: int = 0
 
 
 CONTENT_LOSSES = {
@@ -42,6 +46,8 @@ CONTENT_LOSSES = {
     "mse": ContentLoss(None, 1.0, False),
     "vgg22": ContentLoss("block2_conv2", FEATURE_WEIGHT, True),
     "vgg54": ContentLoss("block5_conv4", FEATURE_WEIGHT, True),
+    # What `srgan-bicubic` was trained with; neither source nor paper.
+    "vgg54_pixel": ContentLoss("block5_conv4", FEATURE_WEIGHT, True, 3e-3, 1.0, 15),
 }
 
 
@@ -304,10 +310,20 @@ def build_content_features(content_loss, vgg_weights):
     if content_loss not in CONTENT_LOSSES:
         known = ", ".join(CONTENT_LOSSES)
         raise ValueError(f"Unknown content_loss {content_loss!r}. Known: {known}.")
-    layer_name, _, imagenet_preprocessing = CONTENT_LOSSES[content_loss]
+    layer_name, _, imagenet_preprocessing, *_ = CONTENT_LOSSES[content_loss]
     if layer_name is None:
         return None
     return build_feature_extractor(layer_name, vgg_weights, imagenet_preprocessing)
+
+
+class Roll(layers.Layer):
+    """Rolls images by `offset`, rows and columns that are set before each step."""
+
+    def build(self, input_shape):
+        self.offset = self.add_weight((2,), "zeros", "int32", trainable=False)
+
+    def call(self, images):
+        return ops.roll(images, ops.convert_to_tensor(self.offset), axis=(1, 2))
 
 
 class TotalVariation(layers.Layer):
@@ -330,11 +346,11 @@ def feature_distance(vgg, sr, hr):
 
 
 def perceptual_loss(vgg, discriminator, sr, hr, content=CONTENT_LOSSES["source"]):
-    """Returns content / 12.75^2 + adversarial / 1000 of an image (source)."""
+    """Returns the weighted sum of content and adversarial loss of an image (source)."""
     verdicts = np.asarray(discriminator(sr[np.newaxis], training=False))
     adversarial = -np.mean(np.log(np.maximum(verdicts, keras.config.epsilon())))
     distance = feature_distance(vgg, sr, hr)
-    return content.weight * distance + ADVERSARIAL_WEIGHT * float(adversarial)
+    return content.weight * distance + content.adversarial_weight * float(adversarial)
 
 
 def cached_vgg_weights():

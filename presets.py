@@ -74,11 +74,11 @@ PRESETS["demo"] = PRESETS["source"] | {
 PRESETS["pretrained"] = PRESETS["paper"] | {
     "augment": "dihedral",
     "pretrain_steps": 6_000,
-    "train_steps": 6_000,
+    "train_steps": 5_000,
     "pretrain_interval": 500,
     "train_interval": 250,
-    "content_loss": "source",
-    "discriminator_bn": "batch",
+    "content_loss": "vgg54_pixel",
+    "discriminator_bn": "fixed",
     "bn_freeze_step": 1_500,
     "learning_rate": 3e-4,
     "schedule": "cosine",
@@ -132,11 +132,11 @@ def _build_parser():
         help="pre-training steps between reports")  # fmt: skip
     add("--train-interval", type=positive_int, metavar="N",
         help="adversarial iterations between reports")  # fmt: skip
-    add("--content-loss", choices=("source", "mse", "vgg22", "vgg54"),
+    add("--content-loss", choices=("source", "mse", "vgg22", "vgg54", "vgg54_pixel"),
         help="VGG19 features, or pixels, that images are compared by")  # fmt: skip
     add("--pretrain-loss", choices=("mse", "vgg22"), help="loss of pre-training")
     add("--network", choices=("source",), default="source", help="generator")
-    add("--discriminator-bn", choices=("moving", "batch"),
+    add("--discriminator-bn", choices=("moving", "batch", "fixed"),
         help="statistics that the frozen discriminator normalizes by")  # fmt: skip
     add("--bn-freeze-step", type=non_negative_int, metavar="N",
         help="pre-training step from which the generator's batch-norm statistics are "

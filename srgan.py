@@ -47,7 +47,7 @@ class SRGAN:
     (the pre-training step that fixes the generator's batch-norm statistics; 0: never).
 
     Args:
-        content_loss: `"source"`, `"mse"`, `"vgg22"` or `"vgg54"`.
+        content_loss: str, a key of `networks.CONTENT_LOSSES`.
         vgg_weights: `"imagenet"`, the path of a weights file, or `None` (random: tests
             only); see `networks.build_feature_extractor`.
         learning_rate: float > 0, of each Adam.
@@ -55,8 +55,9 @@ class SRGAN:
         num_residual_blocks: int >= 0, of the generator.
         num_filters: int >= 1, of both networks.
         discriminator_bn: what the frozen discriminator normalizes by in the generator's
-            step: `"moving"`, its moving averages (source), or `"batch"`, the generated
-            batch's own statistics.
+            step: `"moving"`, its moving averages (source), `"batch"`, the generated
+            batch's own statistics, or `"fixed"`, those of the first batches, which its
+            own steps then use, too.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class SRGAN:
     ):
         if pretrain_loss not in ("mse", "vgg22"):
             raise ValueError(f"Unknown pretrain_loss {pretrain_loss!r}.")
-        if discriminator_bn not in ("moving", "batch"):
+        if discriminator_bn not in ("moving", "batch", "fixed"):
             raise ValueError(f"Unknown discriminator_bn {discriminator_bn!r}.")
         self.learning_rate = learning_rate
+        self.discriminator_bn = discriminator_bn
         self.schedule = "constant"
         self.train_rate_factor = 1.0
         self.bn_freeze_step = 0
@@ -109,9 +111,16 @@ class SRGAN:
     def _build_combined(self):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
         self.discriminator.trainable = False
-        outputs = [self.discriminator(sr), sr if self.vgg is None else self.vgg(sr)]
-        weights = [networks.ADVERSARIAL_WEIGHT, self.content.weight]
-        return self._compile(lr, outputs, ["binary_crossentropy", "mse"], weights)
+        self.roll = networks.Roll(dtype=keras.config.floatx())
+        rolled = self.roll(sr)
+        content = rolled if self.vgg is None else self.vgg(rolled)
+        outputs, losses = [self.discriminator(rolled), content], ["binary_crossentropy"]
+        weights = [self.content.adversarial_weight, self.content.weight]
+        if self.content.pixel_weight:
+            outputs.append(rolled)
+            weights.append(self.content.pixel_weight)
+        losses += ["mse"] * (len(outputs) - 1)
+        return self._compile(lr, outputs, losses, weights)
 
     def _compile(self, inputs, outputs, loss, loss_weights=None, metrics=None):
         model = distribution.model_class()(inputs, outputs)
@@ -140,17 +149,15 @@ class SRGAN:
         """Trains the discriminator on originals, then on generated images.
 
         Least squares against 1 and 0 (source). The generator runs in inference mode and
-        is not changed.
-
-        Args:
-            lr: float `(n, h, w, 3)` in [-1, 1].
-            hr: float `(n, 4h, 4w, 3)` in [-1, 1].
+        is not changed. Takes what `pre_train_on_batch` does.
 
         Returns:
             dict: the two losses, `"d_real"` and `"d_fake"` (the source reports half
             their sum), and the mean verdicts, `"p_real"` and `"p_fake"`.
         """
         fake = self._infer(self.generator, lr)
+        offset = self._draw_offset(self.discriminator_trainer)
+        fake, hr = _roll(fake, offset), _roll(hr, offset)
         real_labels = self._patch_labels(hr)
         # Keras reads `trainable` when a step is traced, so it is set before each one.
         self.discriminator.trainable = True
@@ -162,22 +169,30 @@ class SRGAN:
     def train_generator_on_batch(self, lr, hr):
         """Trains the generator against the frozen discriminator and the content loss.
 
-        Args:
-            lr: float `(n, h, w, 3)` in [-1, 1].
-            hr: float `(n, 4h, 4w, 3)` in [-1, 1].
+        Takes what `pre_train_on_batch` does.
 
         Returns:
             dict: `"g_loss"`, the weighted sum, and its unweighted parts
-            `"g_adversarial"` (binary cross-entropy of the verdicts against 1) and
-            `"g_content"` (mean squared error of features, or of pixels).
+            `"g_adversarial"` (binary cross-entropy of the verdicts against 1),
+            `"g_content"` (mean squared error of features, or of pixels) and, if it is
+            weighted, `"g_pixel"`.
         """
+        offset = self._draw_offset(self.combined)
+        self.roll.offset.assign(offset)
+        hr = _roll(hr, offset)
         content = hr if self.vgg is None else self._infer(self.vgg, hr)
+        targets = [self._patch_labels(hr), content, hr][: len(self.combined.outputs)]
         # Source: frozen, its batch norm runs on moving averages of originals and
         # generated images alike, by which it can hardly tell them apart.
         self.discriminator.trainable = False
-        losses = self.combined.train_on_batch(lr, [self._patch_labels(hr), content])
-        names = ("g_loss", "g_adversarial", "g_content")
-        return dict(zip(names, map(float, losses), strict=True))
+        losses = self.combined.train_on_batch(lr, targets)
+        names = ("g_loss", "g_adversarial", "g_content", "g_pixel")
+        return dict(zip(names, map(float, losses), strict=False))
+
+    def _draw_offset(self, trainer):
+        """Returns rows and columns to roll by, chosen by the trainer's step."""
+        rng = np.random.default_rng(int(trainer.optimizer.iterations))
+        return rng.integers(self.content.max_shift + 1, size=2)
 
     def _infer(self, model, images):
         if self._is_distributed:  # `predict_on_batch` would gather all workers' outputs
@@ -215,7 +230,7 @@ class SRGAN:
         loader.seek(phase.step, PRE_TRAINING)
         for step in phase.steps(num_steps):
             if step == self.bn_freeze_step > 1:
-                self.fix_batch_norm(loader, batch_size)
+                self.fix_batch_norm(self.generator, loader, batch_size)
             phase.record(step, self.pre_train_on_batch(*loader.load_data(batch_size)))
             if step % interval == 0 or step == num_steps:
                 self._report(phase, loader)
@@ -231,20 +246,14 @@ class SRGAN:
         """Trains generator and discriminator in turns (source; paper: Sec. 2.1).
 
         Starts from the newest checkpoint, or else the newest pre-trained generator.
-
-        Args:
-            loader: `DataLoader`.
-            num_steps: int >= 1, the last iteration, including those of earlier runs.
-            interval: int >= 1, iterations between reports.
-            batch_size: int >= 1, crops per step.
-            run: `TrainingRun`; by default one that writes to `weights/` and `images/`.
-
-        Raises:
-            TrainingStoppedError: if a loss is not finite, or saving fails.
+        Takes and raises what `pre_train` does.
         """
         phase = self._start_phase(TRAINING, run, num_steps)
         if phase.step == 0:
             self._report(phase, loader)
+        if self.discriminator_bn == "fixed":
+            first = loader if phase.step == 0 else None
+            self.fix_batch_norm(self.discriminator, first, batch_size)
         loader.seek(2 * phase.step, TRAINING)
         for step in phase.steps(num_steps):
             losses = self.train_discriminator_on_batch(*loader.load_data(batch_size))
@@ -276,7 +285,7 @@ class SRGAN:
         self._set_learning_rates(name, num_steps)  # the loaded one may be another
         fixed = self.bn_freeze_step
         if fixed and (name == TRAINING or fixed == 1 or fixed <= phase.step):
-            self.fix_batch_norm()
+            self.fix_batch_norm(self.generator)
         return phase
 
     def _set_learning_rates(self, phase, num_steps):
@@ -293,21 +302,24 @@ class SRGAN:
                 rate = schedules.PiecewiseConstantDecay([count // 2], rates)
             trainer.optimizer.learning_rate = rate
 
-    def fix_batch_norm(self, loader=None, batch_size=SOURCE["batch_size"]):
-        """Fixes the generator's batch-norm statistics, in training as in inference.
+    def fix_batch_norm(self, network, loader=None, batch_size=SOURCE["batch_size"]):
+        """Fixes a network's batch-norm statistics, in training as in inference.
 
         With a loader, they are first averaged over `NUM_STATISTICS_BATCHES` batches.
         Source: moving averages, by which the same weights score up to 1 dB apart.
         """
-        if loader is not None:
-            generator = self._local_generator()
-            for k in range(NUM_STATISTICS_BATCHES):
-                lr, _ = loader.make_batch(k, batch_size, "statistics")
-                networks.average_batch_norm(generator, lr, count=k)
-            self.generator.set_weights(generator.get_weights())
-        for layer in networks.batch_norm_layers(self.generator):
+        network.trainable = True
+        copy = self._local(network)
+        for k in range(NUM_STATISTICS_BATCHES if loader else 0):
+            images, hr = loader.make_batch(k, batch_size, "statistics")
+            if network is self.discriminator:
+                fake = self._infer(self.generator, images)
+                images = np.concatenate([hr, fake])
+            networks.average_batch_norm(copy, images, count=k)
+        network.set_weights(copy.get_weights())
+        for layer in networks.batch_norm_layers(network):
             layer.has_fixed_statistics = True
-        for trainer in (self.pretrainer, self.combined):
+        for trainer in (self.pretrainer, self.discriminator_trainer, self.combined):
             trainer.train_function = None  # traced again, without new statistics
 
     def _report(self, phase, loader):
@@ -315,24 +327,18 @@ class SRGAN:
             phase.report(phase.step, self.evaluate(phase.run.test_images))
             self.sample_images(loader, phase.step, phase.run.images_dir)
 
-    def _local_generator(self):
-        """Returns a generator that a worker may run alone: a copy if distributed."""
+    def _local(self, network):
+        """Returns a network that a worker may run alone: a copy if distributed."""
         if not self._is_distributed:
-            return self.generator
-        copy = networks.build_network(networks.Network(**self.generator.network))
-        copy.set_weights(self.generator.get_weights())
+            return network
+        copy = keras.models.clone_model(network)
+        distribution.synchronize_batch_norm(copy)
+        copy.set_weights(network.get_weights())
         return copy
 
     def evaluate(self, test_images):
-        """Enlarges test images and scores the results.
-
-        Args:
-            test_images: list of `data_loader.TestImage`.
-
-        Returns:
-            list of (uint8 `(4h, 4w, 3)`, dict of scores, see `metrics.score`).
-        """
-        results, generator = [], self._local_generator()
+        """Enlarges `TestImage`s; returns pairs of uint8 `(4h, 4w, 3)` and scores."""
+        results, generator = [], self._local(self.generator)
         for image in test_images:
             sr = enlarge(generator, image.lr)
             scores = metrics.score(sr, image)
@@ -344,24 +350,22 @@ class SRGAN:
         return results
 
     def sample_images(self, loader, step, images_dir="images"):
-        """Saves a 2x2 grid, generated and original, of two random crops (source).
-
-        Args:
-            loader: `DataLoader`.
-            step: int, chooses the crops and names the file.
-            images_dir: path; the file is `<images_dir>/<dataset>/<step>.png`.
-        """
+        """Saves `<images_dir>/<dataset>/<step>.png`, two crops enlarged (source)."""
         lr, hr = loader.make_batch(step, 2, "samples", is_testing=True)
-        sr = np.asarray(self._local_generator().predict_on_batch(lr))
+        sr = np.asarray(self._local(self.generator).predict_on_batch(lr))
         pairs = zip(to_uint8(sr), to_uint8(hr), strict=True)
         columns = [{"generated": sr, "original": hr} for sr, hr in pairs]
         name = loader.folder.resolve().name
-        folder = Path(images_dir) / name
+        folder = Path(images_dir, name)
         if folder.resolve() == loader.folder.resolve():  # never among the originals
             folder = folder.with_name(f"{name}_samples")
         path = folder / f"{step}.png"
         with training_run.saving("samples"):
             figures.save_grid(columns, path, title=f"{name}, step {step}")
+
+
+def _roll(images, offset):
+    return np.roll(images, offset, axis=(1, 2)) if offset.any() else images
 
 
 def _probability(labels, verdicts):

@@ -83,17 +83,7 @@ def _existing(path):
 
 
 def enlarge_picture(generator, picture, tile=None, progress=None):
-    """Enlarges colours by the network and transparency by bicubic filtering.
-
-    Args:
-        generator: `keras.Model` of `networks.build_generator`.
-        picture: `pictures.Picture`.
-        tile: int >= 1, side of a tile in LR px, or `None`.
-        progress: callable of (tiles done, tiles in all), or `None`.
-
-    Returns:
-        A Pillow image of mode L, LA, RGB, RGBA or I;16, four times as large.
-    """
+    """Enlarges a `Picture`'s colours by the network, its transparency by bicubic."""
     lr = np.asarray(picture.image)
     if picture.image.mode == "I;16":
         lr, encode = (lr / 32767.5 - 1).astype("float32"), _to_grey_16

@@ -280,3 +280,16 @@ def test_perceptual_loss_by_hand():
     assert loss == pytest.approx(0.25 / 12.75**2 + 1e-3 * math.log(2))
     huge = np.broadcast_to(np.float32(0), (2**11, 2**10 + 1, 3))
     assert math.isnan(networks.feature_distance(None, huge, huge))
+
+
+def test_feature_distance_in_mixed_precision():
+    """The mean was taken in bfloat16, and came out five times too small."""
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype("float32")
+    distances = []
+    for policy in ("float32", "mixed_bfloat16"):
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy(policy)
+        vgg = networks.build_feature_extractor("block2_conv2", weights=None)
+        keras.config.set_dtype_policy("float32")
+        distances.append(networks.feature_distance(vgg, *images))
+    assert distances[1] == pytest.approx(distances[0], rel=0.02)

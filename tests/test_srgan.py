@@ -116,6 +116,32 @@ def test_discriminator_bn_of_the_batch():
     assert not moved(before, gan.discriminator)
 
 
+def test_fixed_discriminator_bn(loader, run):
+    """Each step would judge by other statistics, or training would move them."""
+    gan = SRGAN(content_loss="mse", discriminator_bn="fixed", **TINY)
+    gan.train(loader, 1, 1, 2, run)
+    before = snapshot(gan.discriminator)
+    lr, hr = draw_batch()
+    verdict = np.asarray(gan.discriminator(hr, training=False)).mean()
+    losses = gan.train_discriminator_on_batch(lr, hr)
+    assert losses["p_real"] == pytest.approx(verdict, rel=1e-4)
+    assert moved(before, gan.discriminator) == ALL_NAMES - STATISTICS
+
+
+def test_rolled_losses():
+    """Generated and original images would be rolled apart, or alike in each step."""
+    gan = SRGAN(content_loss="vgg54_pixel", vgg_weights=None, **TINY)
+    lr, hr = draw_batch(size=(2, 8, 8))
+    sr = np.asarray(gan.generator(lr, training=True))
+    losses = gan.train_generator_on_batch(lr, hr)
+    assert losses["g_pixel"] == pytest.approx(np.mean((sr - hr) ** 2), rel=1e-4)
+    first = gan.roll.offset.numpy().tolist()
+    gan.train_generator_on_batch(lr, hr)
+    second = gan.roll.offset.numpy().tolist()
+    assert first != second
+    assert max(*first, *second) <= 15
+
+
 def test_steps_return_the_losses_that_are_documented(gan):
     """Logs, and users who judge a GAN's health, rely on these names and values."""
     lr, hr = draw_batch(size=(2, 5, 7))
