@@ -6,9 +6,7 @@ Batch k is a pure function of the seed, the stream, k and the list of files, so 
 resumes exactly without any stored state of the reader.
 """
 
-import collections
 import hashlib
-import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pictures import (
-    SCALE,
-    UnreadableImageError,
-    degrade,
-    find_images,
-    read_rgb,
-    read_size,
-    save_image,
-    to_float,
-    to_uint8,
-)
+import pictures
 
 MIN_CROP = 16  # px, one position of the discriminator's patch grid
 SOURCE_DATASET = "test2017"  # COCO
@@ -36,15 +24,14 @@ SOURCE_CROP = 256  # px
 SOURCE_BLUR = 1.5  # Pillow's GaussianBlur radius, HR px
 DATASETS_FOLDER = "datasets"
 TEST_FOLDER = "datasets/img_test"
-# Independent series of batches, so that the adversarial phase does not depend on how
-# long pre-training was.
-STREAMS = ("pre_training", "training", "statistics", "samples")
+STREAMS = ("pre_training", "training", "statistics", "samples")  # independent series
 AUGMENTATIONS = {
     "none": (None,),
     "flip": (None, Image.Transpose.FLIP_LEFT_RIGHT),  # source
     "dihedral": (None, *Image.Transpose),  # all eight flips and quarter turns
 }
 CACHE_BYTES = 2**30  # for decoded images, which are kept if all of them fit
+PIXEL_BYTES = 4  # Pillow stores RGB in 4 bytes per pixel
 NUM_THREADS = min(4, max(2, os.cpu_count() or 1))
 BATCHES_AHEAD = 4  # 13 MB each for 16 crops of 256 px
 SCAN_THREADS = 8  # more than processors, because disks make them wait
@@ -81,16 +68,15 @@ def find_dataset(dataset):
     if str(dataset) and folder.is_dir():
         return folder
     raise FileNotFoundError(
-        f"There is no dataset {str(dataset)!r}, neither as a path nor in "
-        f"{DATASETS_FOLDER}/, which holds {', '.join(names) or 'none'}. Pass another "
-        "--dataset."
+        f"There is no dataset {str(dataset)!r}, as a path or in {DATASETS_FOLDER}/, "
+        f"which holds {', '.join(names) or 'none'}. Pass another --dataset."
     )
 
 
 def check_side(path, size, min_side):
     """Raises `UnreadableImageError` if a side of an image is too short."""
     if min(size) < min_side:
-        raise UnreadableImageError(path, f"too small, {size[0]}x{size[1]} px")
+        raise pictures.UnreadableImageError(path, f"too small, {size[0]}x{size[1]} px")
 
 
 def make_test_image(name, hr, blur, lr=None):
@@ -98,9 +84,9 @@ def make_test_image(name, hr, blur, lr=None):
 
     Source: takes exactly three, of one size, with sides divisible by 16.
     """
-    hr = hr.crop((0, 0, *(side // SCALE * SCALE for side in hr.size)))
-    lr = degrade(hr, blur) if lr is None else lr
-    return TestImage(name, to_float(lr), to_float(hr))
+    hr = hr.crop((0, 0, *(side // pictures.SCALE * pictures.SCALE for side in hr.size)))
+    lr = pictures.degrade(hr, blur) if lr is None else lr
+    return TestImage(name, pictures.to_float(lr), pictures.to_float(hr))
 
 
 class DataLoader:
@@ -114,8 +100,8 @@ class DataLoader:
         dataset: str or `Path`, a name in `datasets/`, or the path of a folder.
         crop_size: int, side of the HR crops in px, a multiple of 4, at least 16.
         blur: float >= 0, radius of the Gaussian blur in HR px before downscaling.
-        crops_per_image: int >= 1, or `None` for all crops of a batch from one image
-            (source); 1 takes each crop from another image (paper).
+        crops_per_image: int >= 1, or `None` or 0 for all crops of a batch from one
+            image (source); 1 takes each crop from another image (paper).
         seed: int >= 0, for all random choices.
         augment: `"none"`, `"flip"` (source: left-right, every second crop), or
             `"dihedral"` (all eight flips and quarter turns).
@@ -136,14 +122,13 @@ class DataLoader:
         augment="flip",
         exclude=(),
     ):
-        if crop_size < MIN_CROP or crop_size % SCALE:
+        if crop_size < MIN_CROP or crop_size % pictures.SCALE:
             raise ValueError(
-                f"--crop-size {crop_size} is not a multiple of {SCALE} >= {MIN_CROP}."
+                f"--crop-size {crop_size} is not a multiple of {pictures.SCALE}, "
+                f"at least {MIN_CROP}."
             )
         if not 0 <= blur < float("inf"):  # nor NaN
             raise ValueError(f"--blur {blur} is not a radius >= 0 in px.")
-        if crops_per_image is not None and crops_per_image < 1:
-            raise ValueError(f"crops_per_image is {crops_per_image}, but must be >= 1.")
         self.crop_size = crop_size
         self.blur = blur
         self.crops_per_image = crops_per_image
@@ -154,43 +139,37 @@ class DataLoader:
         self.folder = find_dataset(dataset)
         self._find_files()
         num_pixels = sum(width * height for width, height in self._sizes.values())
-        # Pillow keeps RGB in 4 bytes per pixel.
-        self._is_caching = 4 * num_pixels <= CACHE_BYTES
+        self._is_caching = PIXEL_BYTES * num_pixels <= CACHE_BYTES
         self._cache = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(NUM_THREADS)
-        self._ahead = collections.deque()  # futures of the next batches
-        self._request = None
+        self._ahead = {}  # futures of the next batches
         self.seek(0)
 
     def _find_files(self):
         """Lists the images that are as large as a crop, by their headers."""
-        paths, self.skipped = find_images(self.folder, self.exclude)
+        paths, self.skipped = pictures.find_images(self.folder, self.exclude)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
-            futures = {path: pool.submit(read_size, path) for path in paths}
+            futures = {path: pool.submit(pictures.read_size, path) for path in paths}
         sizes = {}
         for path, future in futures.items():
             try:
                 sizes[path] = future.result()
                 check_side(path, sizes[path], self.crop_size)
-            except UnreadableImageError as error:
+            except pictures.UnreadableImageError as error:
                 self.skipped[path] = error.reason
+        self.files = [path for path in sizes if path not in self.skipped]
         if not sizes:
-            path, reason = next(iter(self.skipped.items()), ("", "it has none"))
-            raise ValueError(
-                f"No readable image in {self.folder} ({path}: {reason}). Pass another "
-                "--dataset."
-            )
-        self._sizes = {p: size for p, size in sizes.items() if p not in self.skipped}
-        self.files = list(self._sizes)
+            raise ValueError(f"No image. {self.summary()}\nPass another --dataset.")
         if not self.files:
-            path = max(sizes, key=lambda path: min(sizes[path]))
-            width, height = sizes[path]
+            largest = max(sizes, key=lambda path: min(sizes[path]))
+            width, height = sizes[largest]
             raise ValueError(
                 f"No image in {self.folder} is as large as the crop, {self.crop_size} "
-                f"px. The largest is {path.name}, {width}x{height} px. Pass a smaller "
-                "--crop-size."
+                f"px. The largest is {largest.name}, {width}x{height} px. Pass a "
+                "smaller --crop-size."
             )
+        self._sizes = {path: sizes[path] for path in self.files}
 
     def summary(self):
         """Returns lines that count the images found and name the first skipped ones."""
@@ -198,10 +177,8 @@ class DataLoader:
             f"{self.folder}: {len(self.files):,} images of at least {self.crop_size} "
             f"px, {len(self.skipped):,} files skipped."
         ]
-        for path, reason in itertools.islice(self.skipped.items(), MAX_NAMED):
-            lines.append(f"  {os.path.relpath(path, self.folder)}: {reason}")
-        if len(self.skipped) > MAX_NAMED:
-            lines.append(f"  and {len(self.skipped) - MAX_NAMED:,} more")
+        for path, reason in list(self.skipped.items())[:MAX_NAMED]:
+            lines.append(f"  {os.path.relpath(path, self.folder)}: {reason}.")
         return "\n".join(lines)
 
     def fingerprint(self):
@@ -215,7 +192,7 @@ class DataLoader:
 
     def seek(self, k, stream=STREAMS[0]):
         """Makes batch `k` (int >= 0) of a stream the next one of `load_data`."""
-        for future in self._ahead:
+        for future in self._ahead.values():
             future.cancel()
         self._ahead.clear()
         self._next, self._stream = k, stream
@@ -236,26 +213,21 @@ class DataLoader:
             ValueError: if `batch_size` cannot be split between the workers.
             NoImageLeftError: if no image can be read any more.
         """
-        if (batch_size, is_testing) != self._request:
-            self.seek(self._next, self._stream)
-            self._request = (batch_size, is_testing)
-        while len(self._ahead) <= BATCHES_AHEAD:
-            k = self._next + len(self._ahead)
-            request = (k, batch_size, self._stream, is_testing, self.shard)
-            self._ahead.append(self._pool.submit(self.make_batch, *request))
-        batch = self._ahead.popleft().result()
+        requests = [
+            (k, batch_size, self._stream, is_testing, self.shard)
+            for k in range(self._next, self._next + BATCHES_AHEAD + 1)
+        ]
+        for request in requests:
+            if request not in self._ahead:
+                self._ahead[request] = self._pool.submit(self.make_batch, *request)
+        batch = self._ahead.pop(requests[0]).result()
         self._next += 1
         return batch
 
     def make_batch(
         self, k, batch_size, stream=STREAMS[0], is_testing=False, shard=(0, 1)
     ):
-        """Makes batch k of a stream: random HR crops, and their LR images.
-
-        Blurs each HR crop, then shrinks it by `SCALE` with bicubic filtering (source:
-        `DataLoader.load_data`; paper: Sec. 2). Arguments and results are those of
-        `load_data`; `shard` is `(index, count)` of a worker.
-        """
+        """Makes batch k of a stream, or a worker's part of it; see `load_data`."""
         index, count = shard
         if batch_size < 1 or batch_size % count:
             raise ValueError(
@@ -277,13 +249,10 @@ class DataLoader:
             num_positions = np.array(image.size) - self.crop_size + 1
             left, top = (corners[row] * num_positions).astype(int).tolist()
             crop = image.crop((left, top, left + self.crop_size, top + self.crop_size))
-            pair = (crop, degrade(crop, self.blur))
             variant = None if is_testing else self.variants[variants[row]]
-            if variant is not None:
-                pair = [side.transpose(variant) for side in pair]
-            hr.append(np.asarray(pair[0]))
-            lr.append(np.asarray(pair[1]))
-        return Batch(to_float(np.stack(lr)), to_float(np.stack(hr)))
+            hr.append(crop if variant is None else crop.transpose(variant))
+            lr.append(pictures.degrade(hr[-1], self.blur))
+        return Batch(pictures.to_float(lr), pictures.to_float(hr))
 
     def _read_image(self, index):
         """Returns image number `index`, decoded, or the next one that can be read."""
@@ -293,9 +262,9 @@ class DataLoader:
             if path in self.skipped:
                 continue
             try:
-                image = read_rgb(path)
+                image = pictures.read_rgb(path)
                 check_side(path, image.size, self.crop_size)
-            except UnreadableImageError as error:
+            except pictures.UnreadableImageError as error:
                 with self._lock:  # several threads may try the same file
                     if path not in self.skipped:
                         print(f"Skipped {path}: {error.reason}")
@@ -304,10 +273,9 @@ class DataLoader:
             if self._is_caching:
                 self._cache[path] = image
             return image
-        path = self.files[index]
         raise NoImageLeftError(
-            f"None of the images in {self.folder} can be read any more. {path}: "
-            f"{self.skipped[path]}. Check the disk, then run again."
+            f"None of the images in {self.folder} can be read any more "
+            f"({self.skipped[self.files[index]]}). Check the disk, then run again."
         )
 
     def load_spec_data(self, test_folder=TEST_FOLDER, output_folder=None):
@@ -328,21 +296,17 @@ class DataLoader:
         Raises:
             FileNotFoundError: if `test_folder` holds no readable image.
         """
-        folder, images, skipped = Path(test_folder), [], {}
+        folder, paths, skipped, images = Path(test_folder), [], {}, []
         has_stand_ins = folder == Path(TEST_FOLDER) and not folder.exists()
         if has_stand_ins:
-            folder, paths = self.folder, self.files
+            folder, paths = self.folder, self.files[:NUM_STAND_INS]
         elif folder.is_dir():
-            paths, skipped = find_images(folder, self.exclude)
-        else:
-            raise FileNotFoundError(
-                f"There is no folder {folder}. Pass another --test-images."
-            )
+            paths, skipped = pictures.find_images(folder, self.exclude)
         for path in paths:
             try:
-                hr = read_rgb(path)
-                check_side(path, hr.size, SCALE)
-            except UnreadableImageError as error:
+                hr = pictures.read_rgb(path)
+                check_side(path, hr.size, pictures.SCALE)
+            except pictures.UnreadableImageError as error:
                 skipped[path] = error.reason
                 continue
             if has_stand_ins:
@@ -350,19 +314,17 @@ class DataLoader:
                 hr = hr.crop((left, top, hr.width - left, hr.height - top))
             name = path.relative_to(folder).as_posix()
             images.append(make_test_image(name, hr, self.blur))
-            if has_stand_ins and len(images) == NUM_STAND_INS:
-                break
         for path, reason in skipped.items():
             print(f"Skipped {path}: {reason}")
         if not images:
-            raise FileNotFoundError(
-                f"No readable image in {folder}. Pass another --test-images."
-            )
+            error = "No readable image in" if folder.is_dir() else "There is no folder"
+            raise FileNotFoundError(f"{error} {folder}. Pass another --test-images.")
         note = f" (training images: there is no {TEST_FOLDER})" if has_stand_ins else ""
         print(f"Test images: {len(images)} from {folder}{note}.")
         if output_folder is not None:
             for number, image in enumerate(images):
-                save_image(to_uint8(image.lr), Path(output_folder, f"{number}.png"))
+                path = Path(output_folder, f"{number}.png")
+                pictures.save_image(pictures.to_uint8(image.lr), path)
         return images
 
     def close(self):

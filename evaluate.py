@@ -9,13 +9,12 @@ Bicubic and nearest-neighbour enlargement are measured beside them.
 
 import json
 import re
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import command_line
 
 with command_line.quiet_imports(__name__):
-    import keras
     import numpy as np
     from PIL import Image
 
@@ -23,53 +22,22 @@ with command_line.quiet_imports(__name__):
     import figures
     import metrics
     import networks
+    import pictures
     import sample_data
-    from data_loader import SOURCE_BLUR, TEST_FOLDER, make_test_image
-    from pictures import (
-        SCALE,
-        UnreadableImageError,
-        find_images,
-        flatten,
-        read_picture,
-        read_rgb,
-        save_image,
-        to_uint8,
-        write_text,
-    )
+    from data_loader import SOURCE_BLUR, TEST_FOLDER, check_side, make_test_image
     from tiling import enlarge
 
-DISCRIMINATOR_FILE = "discriminator.weights.h5"  # beside a checkpoint's generator
 RESULT_NAME = re.compile(r"([-_ ]?x4)?([-_ ]\w+)?", re.IGNORECASE)  # after its own
 GRID_COLUMNS = 6  # images on the grid; each has a sheet of its own
-
-
-class Model(NamedTuple):
-    """A generator to measure.
-
-    `path` is the file that was read; `discriminator` the one saved beside it, or
-    `None`; `blur` the radius it was trained with in HR px, or `None` if unknown.
-    """
-
-    generator: keras.Model
-    path: Path
-    discriminator: keras.Model | None
-    blur: float | None
-
-
-class Pair(NamedTuple):
-    """The files of a test image; `lr` is `None` if it is made from `hr`."""
-
-    name: str
-    hr: Path
-    lr: Path | None
+Pair = namedtuple("Pair", "name hr lr")  # paths; `lr` is `None` if it is made from `hr`
+# `path` is the file that was read. `discriminator`, the one saved beside it, and
+# `blur`, the radius of its training in HR px, are `None` if unknown.
+Model = namedtuple("Model", "generator path discriminator blur")
 
 
 def find_pairs(hr_folder, lr_folder=None, exclude=()):
-    """Pairs test images by name, and returns a list of `Pair` and one of problems.
-
-    An LR name may go on after the original's, as DIV2K's `0801x4.png` does.
-    """
-    paths, skipped = find_images(hr_folder, exclude)
+    """Pairs test images by name, and returns a list of `Pair` and one of problems."""
+    paths, skipped = pictures.find_images(hr_folder, exclude)
     problems = [f"{path}: {reason}" for path, reason in skipped.items()]
     originals = {}
     for path in paths:
@@ -78,21 +46,23 @@ def find_pairs(hr_folder, lr_folder=None, exclude=()):
             problems.append(f"{path}: {originals[name]} has the same name")
     if not originals:
         raise ValueError(f"No image in {hr_folder}. Pass another --hr.")
-    inputs = dict.fromkeys(originals)
-    if lr_folder is not None:
-        inputs = match_names(originals, lr_folder, problems)
+    if lr_folder is None:
+        return [Pair(name, hr, None) for name, hr in originals.items()], problems
+    inputs = match_names(originals, lr_folder, problems)
     if not inputs:
         raise ValueError(
             f"No image in {lr_folder} has the name of one in {hr_folder}. Pass another "
             "--lr, or none to have LR images made."
         )
-    pairs = [Pair(name, originals[name], lr) for name, lr in inputs.items()]
-    return pairs, problems
+    return [Pair(name, originals[name], lr) for name, lr in inputs.items()], problems
 
 
 def match_names(originals, folder, problems):
-    """Returns {name of an original: its file in `folder`}; adds to `problems`."""
-    paths, skipped = find_images(folder)
+    """Returns {name of an original: its file in `folder`}; adds to `problems`.
+
+    A file's name may go on after the original's, as DIV2K's `0801x4.png` does.
+    """
+    paths, skipped = pictures.find_images(folder)
     problems += [f"{path}: {reason}" for path, reason in skipped.items()]
     matches = {}
     for path in paths:
@@ -100,28 +70,30 @@ def match_names(originals, folder, problems):
         names = [
             name
             for name in originals
-            if stem.startswith(name) and RESULT_NAME.fullmatch(stem[len(name) :])
+            if stem.startswith(name) and RESULT_NAME.fullmatch(stem, len(name))
         ]
         name = max(names, key=len, default=None)
-        if matches.setdefault(name, path) is not path or name is None:
+        if name is None or name in matches:
             problems.append(f"{path}: there is no original of that name")
-    problems += [
-        f"{originals[name]}: no image of that name in {folder}"
-        for name in originals
-        if name not in matches
-    ]
+        else:
+            matches[name] = path
+    for name in originals:
+        if name not in matches:
+            problems.append(f"{originals[name]}: no image of that name in {folder}")
     return {name: matches[name] for name in originals if name in matches}
 
 
 def load_pair(pair, blur):
     """Reads or makes a `TestImage`; raises an `OSError` if a file does not serve."""
-    picture = read_picture(pair.hr)
-    hr = flatten(picture)
-    if min(hr.size) < SCALE:
-        raise UnreadableImageError(pair.hr, f"too small, {hr.width}x{hr.height} px")
-    lr = None if pair.lr is None else read_rgb(pair.lr)
-    if lr is not None and lr.size != (hr.width // SCALE, hr.height // SCALE):
-        raise UnreadableImageError(
+    picture = pictures.read_picture(pair.hr)
+    hr = pictures.flatten(picture)
+    check_side(pair.hr, hr.size, pictures.SCALE)
+    lr = None if pair.lr is None else pictures.read_rgb(pair.lr)
+    if lr is not None and lr.size != (
+        hr.width // pictures.SCALE,
+        hr.height // pictures.SCALE,
+    ):
+        raise pictures.UnreadableImageError(
             pair.lr,
             f"it has {lr.width}x{lr.height} px, which is not a quarter of {pair.hr}, "
             f"{hr.width}x{hr.height} px",
@@ -131,21 +103,18 @@ def load_pair(pair, blur):
 
 
 def load_models(paths, precision="float32"):
-    """Loads generators to compare, as a dict of label to `Model`.
-
-    A label is a path without `.weights.h5`, as it was typed.
-    """
+    """Loads generators as {label: `Model`}; a label is a path as it was typed."""
     models = {}
     for path in paths:
         generator, file = checkpoints.load_generator(path, precision)
         blur = discriminator = None
-        if file.name == checkpoints.GENERATOR_FILE and file.parent.name[:5] == "step-":
-            options = checkpoints.read_state(file.parent).get("options", {})
-            blur = options.get("blur")
-            if (file.parent / DISCRIMINATOR_FILE).is_file():
+        has_state = (file.parent / checkpoints.STATE_FILE).is_file()
+        if file.name == checkpoints.GENERATOR_FILE and has_state:
+            blur = checkpoints.read_state(file.parent).get("options", {}).get("blur")
+            file_beside = file.parent / "discriminator.weights.h5"
+            if file_beside.is_file():
                 num_filters = generator.network["num_filters"]
                 discriminator = networks.build_discriminator(num_filters)
-                file_beside = file.parent / DISCRIMINATOR_FILE
                 checkpoints.load_weights(discriminator, file_beside)
         elif file in checkpoints.list_shipped().values():
             blur = SOURCE_BLUR if "source" in file.name else 0.0
@@ -156,65 +125,55 @@ def load_models(paths, precision="float32"):
     return models
 
 
-def load_vgg(path=None):
-    """Builds the features of the scores, or returns `None` without a weights file.
-
-    Nothing is downloaded: without `path`, the file in Keras's cache is taken.
-    """
+def load_vgg(path):
+    """Builds the features of the scores, or returns `None` without a weights file."""
     file = Path(path or networks.cached_vgg_weights())
-    if path is None and not file.is_file():
+    if not path and not file.is_file():  # nothing is downloaded
         return None
     keys = "source", "vgg54"
     return {key: networks.build_content_features(key, str(file)) for key in keys}
 
 
-def enlarge_and_score(models, image, vgg=None, tile=None):
+def enlarge_and_score(models, image, vgg, tile):
     """Returns {label: uint8 image} and {label: scores} of all models and filters."""
-    results = {
-        label: enlarge(model.generator, image.lr, tile)
-        for label, model in models.items()
-    }
-    pictures, scores = {}, {}
+    results = {}
+    for label, model in models.items():
+        results[label] = enlarge(model.generator, image.lr, tile)
+    shown, scores = {}, {}
     for label, sr in (results | metrics.enlarge_by_filters(image)).items():
-        pictures[label] = metrics.show(sr, image.is_grey)
-        scores[label] = metrics.score(sr, image)
-        if vgg is None:
-            continue
-        scores[label]["vgg54"] = networks.feature_distance(vgg["vgg54"], sr, image.hr)
-        if label in models and models[label].discriminator is not None:
+        shown[label] = metrics.show(sr, image.is_grey)
+        row = scores[label] = metrics.score(sr, image)
+        if vgg is not None:
+            row["vgg54"] = networks.feature_distance(vgg["vgg54"], sr, image.hr)
+        if vgg is not None and label in models and models[label].discriminator:
             judges = vgg["source"], models[label].discriminator
-            loss = networks.perceptual_loss(*judges, sr, image.hr)
-            scores[label]["perceptual"] = loss
-    return pictures, scores
+            row["perceptual"] = networks.perceptual_loss(*judges, sr, image.hr)
+    return shown, scores
 
 
-def save_pictures(image, pictures, scores, output):
+def save_pictures(image, shown, scores, output):
     """Saves the models' images and a comparison sheet; returns the grid's column."""
-    models = [label for label in pictures if label not in metrics.FILTERS]
+    models = [label for label in shown if label not in metrics.FILTERS]
     for label in models:
         folder = Path(output, "enlarged", label.replace("/", "-"))
-        save_image(pictures[label], folder / f"{image.name}.png")
+        pictures.save_image(shown[label], folder / f"{image.name}.png")
     panels, captions = {}, {}
     for label in ("nearest", "bicubic", *models):
-        panels[label] = np.asarray(Image.fromarray(pictures[label]).convert("RGB"))
+        panels[label] = np.asarray(Image.fromarray(shown[label]).convert("RGB"))
         row = scores[label]
         captions[label] = f"{row['psnr_y']:.2f} dB / {row['ssim_y']:.4f}"
-    panels["original"] = to_uint8(image.hr)
+    panels["original"] = pictures.to_uint8(image.hr)
     detail = figures.find_detail(panels[models[0]], panels["bicubic"])
-    figures.save_comparison_sheet(
-        panels,
-        Path(output, "sheets", f"{image.name}.png"),
-        captions,
-        detail,
-        f"{image.name}, x{SCALE}: PSNR / SSIM (Y)",
-    )
-    column = {label: panels[label] for label in models}
-    column["low-resolution"] = to_uint8(image.lr)
-    return column | {label: panels[label] for label in ("bicubic", "original")}
+    path = Path(output, "sheets", f"{image.name}.png")
+    title = f"{image.name}, x{pictures.SCALE}: PSNR / SSIM (Y)"
+    figures.save_comparison_sheet(panels, path, captions, detail, title)
+    panels["low-resolution"] = pictures.to_uint8(image.lr)
+    rows = *models, "low-resolution", "bicubic", "original"
+    return {label: panels[label] for label in rows}
 
 
 def average(scores):
-    """Averages {image: {label: scores}} over images, and tells what they leave out."""
+    """Averages {image: {label: scores}}, and prints which means leave images out."""
     means = {}
     for label in next(iter(scores.values())):
         rows = [table[label] for table in scores.values()]
@@ -225,18 +184,6 @@ def average(scores):
             if num_finite < len(values):
                 print(f"{label}: mean {heading} of {num_finite} of {len(rows)} images")
     return means
-
-
-def write_json(path, contents):
-    """Writes scores as JSON; figures that are not finite become `null`."""
-
-    def clean(value):
-        if isinstance(value, dict):
-            return {key: clean(entry) for key, entry in value.items()}
-        is_number = isinstance(value, float)
-        return None if is_number and not np.isfinite(value) else value
-
-    write_text(path, json.dumps(clean(contents), indent=1))
 
 
 def parse_args(argv=None):
@@ -274,7 +221,11 @@ def main(argv=None):
         command_line.check_writable(args.output / "grid.png", "output")
         if args.json:
             command_line.check_writable(args.json, "json")
-        args.hr = args.hr or _default_originals()
+        if args.hr is None and Path(TEST_FOLDER).is_dir():
+            args.hr = TEST_FOLDER
+        elif args.hr is None:
+            print(f"There is no folder {TEST_FOLDER}: measuring on the demo's images.")
+            args.hr = sample_data.write_sample_dataset()
         pairs, problems = find_pairs(args.hr, args.lr, [args.output])
         models = load_models(args.weights or _default_weights(), args.precision)
         vgg = load_vgg(args.vgg_weights)
@@ -285,35 +236,38 @@ def main(argv=None):
     protocol = f"{metrics.PROTOCOL} LR images {origin}."
     print(protocol, flush=True)
 
-    scores, columns, captions = {}, [], []
+    scores, columns = {}, {}
     bar = command_line.progress_bar(len(pairs), "image")
     for number, pair in enumerate(pairs, start=1):
         try:
             image = load_pair(pair, blur)
-        except UnreadableImageError as error:
+        except pictures.UnreadableImageError as error:
             problems.append(str(error).rstrip("."))
             continue
-        pictures, table = enlarge_and_score(models, image, vgg, args.tile)
-        column = save_pictures(image, pictures, table, args.output)
+        shown, table = enlarge_and_score(models, image, vgg, args.tile)
+        column = save_pictures(image, shown, table, args.output)
         name = f"{pair.name} (grey)" if image.is_grey else pair.name
         scores[name] = table
         if len(columns) < GRID_COLUMNS:
-            columns.append(column)
-            captions.append(name)
+            columns[name] = column
         bar.update(number)
     for problem in problems:
         command_line.warn(f"skipped {problem}.")
     if not scores:
         command_line.fail(f"No image in {args.hr} can be measured.")
-    figures.save_grid(columns, args.output / "grid.png", captions=captions)
+    grid = args.output / "grid.png"
+    figures.save_grid(list(columns.values()), grid, captions=list(columns))
     means = average(scores)
     print(metrics.format_table(scores | {f"mean of {len(scores)}": means}))
     print(f"\nEnlarged  {args.output / 'enlarged'}\nSheets    {args.output / 'sheets'}")
-    print(f"Grid      {args.output / 'grid.png'}")
+    print(f"Grid      {grid}")
     if args.json:
         weights = {label: str(model.path) for label, model in models.items()}
         facts = {"protocol": protocol, "weights": weights, "skipped": problems}
-        write_json(args.json, facts | {"images": scores, "mean": means})
+        text = json.dumps(facts | {"images": scores, "mean": means})
+        # Standard JSON has no NaN or Infinity.
+        contents = json.loads(text, parse_constant=lambda constant: None)
+        pictures.write_text(args.json, json.dumps(contents, indent=1))
         print(f"Table     {args.json}")
     return command_line.EXIT_FAILED if problems else 0
 
@@ -323,13 +277,6 @@ def _default_weights():
         return [checkpoints.find_weights(checkpoints.DEFAULT_FOLDER)]
     except FileNotFoundError:
         return list(checkpoints.list_shipped())
-
-
-def _default_originals():
-    if Path(TEST_FOLDER).is_dir():
-        return TEST_FOLDER
-    print(f"There is no folder {TEST_FOLDER}: measuring on the demo's test images.")
-    return str(sample_data.write_sample_dataset().test)
 
 
 def _choose_blur(args, models):

@@ -7,6 +7,7 @@
 import math
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from pictures import enlarge_by_filter, to_float, to_uint8
@@ -15,8 +16,8 @@ BORDER = 4  # px cut from each side; as many as the scale, paper Sec. 3.1
 PEAK = 255.0  # the L of both formulas: the largest 8-bit value
 SSIM_WINDOW = 11  # px, side of the Gaussian window, Wang et al. 2004, Sec. III-B
 SSIM_SIGMA = 1.5  # px, the window's standard deviation, Wang et al. 2004
-SSIM_K1 = 0.01  # steadies the comparison of means, Wang et al. 2004
-SSIM_K2 = 0.03  # steadies the comparison of variances, Wang et al. 2004
+SSIM_C1 = (0.01 * PEAK) ** 2  # steadies the comparison of means, Wang et al. 2004
+SSIM_C2 = (0.03 * PEAK) ** 2  # steadies that of variances, Wang et al. 2004
 PROTOCOL = (
     "x4, 8-bit images, 4 px cut from each border. PSNR in dB. Y: luminance of ITU-R "
     "BT.601, as MATLAB's rgb2ycbcr; grayscale files are measured as they are. SSIM: "
@@ -38,14 +39,10 @@ LUMA_WEIGHTS = (65.481, 128.553, 24.966)  # levels for R, G, B in [0, 1], BT.601
 
 
 def luminance(image):
-    """Returns the luminance of an image, as MATLAB's `rgb2ycbcr` computes it.
+    """Returns the luminance `(h, w)` of an image, as MATLAB's `rgb2ycbcr` computes it.
 
     Args:
-        image: array in [0, 255], `(h, w, 3)` RGB, or grayscale `(h, w)` or
-            `(h, w, 1)`, which is returned as it is.
-
-    Returns:
-        float64 array `(h, w)`, not rounded: in [16, 235] for RGB.
+        image: as for `psnr`. Grayscale is returned as it is.
     """
     channels = _as_channels(image)
     if channels.shape[2] == 1:
@@ -63,6 +60,9 @@ def psnr(image, reference, border=BORDER):
 
     Returns:
         float, dB: infinite for identical images, NaN if the cut leaves nothing.
+
+    Raises:
+        ValueError: if the shapes differ or are not those of images.
     """
     image, reference = _cut_pair(image, reference, border)
     if image.size == 0:
@@ -85,40 +85,29 @@ def ssim(image, reference, border=BORDER):
         border: as for `psnr`.
 
     Returns:
-        float in [-1, 1]: 1 for identical images, NaN if the cut leaves less than one
-        window.
+        float in [-1, 1]: 1 for identical images, NaN if the cut leaves no whole window.
     """
     image, reference = _cut_pair(image, reference, border)
     if min(image.shape[:2]) < SSIM_WINDOW:
         return math.nan
     mean_image, mean_reference = _blur(image), _blur(reference)
-    mean_product = mean_image * mean_reference
-    mean_power = mean_image**2 + mean_reference**2
-    # Only the sum of both variances is needed, which saves one blur.
-    covariance = _blur(image * reference) - mean_product
-    variances = _blur(image**2 + reference**2) - mean_power
-    steady_mean = (SSIM_K1 * PEAK) ** 2
-    steady_variance = (SSIM_K2 * PEAK) ** 2
-    similarity = (2 * mean_product + steady_mean) * (2 * covariance + steady_variance)
-    similarity /= (mean_power + steady_mean) * (variances + steady_variance)
+    product = mean_image * mean_reference
+    squares = mean_image**2 + mean_reference**2
+    covariance = _blur(image * reference) - product
+    variances = _blur(image**2 + reference**2) - squares  # the sum of both
+    similarity = (2 * product + SSIM_C1) * (2 * covariance + SSIM_C2)
+    similarity /= (squares + SSIM_C1) * (variances + SSIM_C2)
     return float(np.mean(similarity))
 
 
 def measure(sr, hr):
-    """Returns PSNR and SSIM of one image, of its luminance and of all channels.
+    """Returns a dict of PSNR and SSIM, of the luminance and of all channels.
 
     Both images are rounded to 8 bits first, because a saved picture is judged.
 
     Args:
-        sr: uint8 or float array in [0, 255], `(h, w)`, `(h, w, 1)` or `(h, w, 3)`.
-        hr: original image of the same range and shape.
-
-    Returns:
-        dict of floats: "psnr_y", "ssim_y", "psnr_rgb" and "ssim_rgb"; equal pairs for
-        grayscale images.
-
-    Raises:
-        ValueError: if the shapes differ or are not those of images.
+        sr: enlarged image, as for `psnr`.
+        hr: original image, as for `psnr`.
     """
     sr, hr = (np.clip(np.rint(_as_channels(image)), 0, PEAK) for image in (sr, hr))
     sr_luminance, hr_luminance = luminance(sr), luminance(hr)
@@ -131,10 +120,7 @@ def measure(sr, hr):
 
 
 def score(sr, image):
-    """Measures an enlarged image `(4h, 4w, 3)` in [-1, 1] against a `TestImage`.
-
-    Adds "mse" (source) to what `measure` returns.
-    """
+    """Measures a float image in [-1, 1] against a `TestImage`; adds "mse" (source)."""
     scores = measure(show(sr, image.is_grey), show(image.hr, image.is_grey))
     return scores | {"mse": float(np.mean(np.square(sr - image.hr)))}
 
@@ -155,11 +141,7 @@ def show(image, is_grey):
 
 
 def mean_scores(scores):
-    """Averages a list of dicts of scores over the images whose score is finite.
-
-    Returns a dict; scores that no image has are left out. Identical images have an
-    infinite PSNR, and images that are too small have none.
-    """
+    """Averages a list of dicts of scores, each over the images with a finite one."""
     means = {}
     for key in SCORES:
         known = [row[key] for row in scores if math.isfinite(row.get(key, math.nan))]
@@ -190,13 +172,11 @@ def format_table(tables):
 
 def _as_channels(image):
     """Returns the image as float64 `(h, w, 1)` or `(h, w, 3)`, after a check."""
-    channels = np.asarray(image, dtype="float64")
+    channels = np.asarray(image, "float64")
     if channels.ndim == 2:
-        channels = channels[:, :, np.newaxis]
+        channels = channels[..., np.newaxis]
     if channels.ndim != 3 or channels.shape[2] not in (1, 3):
-        raise ValueError(
-            f"Not an image (h, w), (h, w, 1) or (h, w, 3): {channels.shape}."
-        )
+        raise ValueError(f"Not an image of 1 or 3 channels: shape {channels.shape}.")
     return channels
 
 
@@ -214,12 +194,6 @@ def _blur(image):
     offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     weights /= weights.sum()
-    # The window is separable: down the columns first, then along the rows.
-    height, width = (side - SSIM_WINDOW + 1 for side in image.shape[:2])
-    columns = sum(
-        weight * image[start : start + height] for start, weight in enumerate(weights)
-    )
-    return sum(
-        weight * columns[:, start : start + width]
-        for start, weight in enumerate(weights)
-    )
+    for axis in (0, 1):  # the window is separable
+        image = sliding_window_view(image, SSIM_WINDOW, axis) @ weights
+    return image

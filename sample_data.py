@@ -11,7 +11,6 @@ Huang, IJCV 2001), and restoration networks trained on such pictures work on rea
 import shutil
 import string
 from pathlib import Path
-from typing import NamedTuple
 
 import command_line
 
@@ -55,18 +54,17 @@ FONT_SIZES = (8, 40)  # px
 LETTERS = list(string.ascii_letters + string.digits + "    .,&!?\n\n\n\n\n\n")
 
 
-class SampleFolders(NamedTuple):
-    training: Path
-    test: Path
-
-
 class _Painter:
     """A picture in progress, at `OVERSAMPLING` times its final size."""
 
     def __init__(self, size, rng):
         self.rng = rng
         self.side = size * OVERSAMPLING
-        self.colours = _random_colours(rng)
+        # Related colours, of which the darkest and the brightest are nearly grey.
+        hues = rng.normal(0, HUE_SPREAD, (NUM_COLOURS, 3))
+        gamma = np.exp(hues + rng.normal(0, HUE_SPREAD, 3))
+        colours = 255 * rng.random((NUM_COLOURS, 1)) ** gamma
+        self.colours = [tuple(colour) for colour in colours.astype(int).tolist()]
         self.textures = [_random_noise(self.side, rng) for _ in range(NUM_NOISES)]
         self.textures += [_random_stripes(self.side, rng) for _ in range(NUM_STRIPES)]
         self.canvas = Image.new("RGB", (self.side, self.side), self.choose_colour())
@@ -126,13 +124,6 @@ class _Painter:
 
 def _log_uniform(limits, rng):
     return float(np.exp(rng.uniform(*np.log(limits))))
-
-
-def _random_colours(rng):
-    """Returns related colours; the darkest and the brightest are nearly grey."""
-    gamma = rng.normal(0, HUE_SPREAD, (NUM_COLOURS, 3)) + rng.normal(0, HUE_SPREAD, 3)
-    colours = 255 * rng.random((NUM_COLOURS, 1)) ** np.exp(gamma)
-    return [tuple(colour) for colour in colours.astype(int).tolist()]
 
 
 def _random_outline(rng):
@@ -202,7 +193,7 @@ def write_dataset(folder, count, size, seed):
     Path(folder).mkdir(parents=True, exist_ok=True)
     missing = {}
     for k in range(count):
-        path = Path(folder) / f"leaf-{k:05d}.png"
+        path = Path(folder, f"leaf-{k:05d}.png")
         comment = f"recipe {RECIPE}, {size} px, seed {seed}, picture {k}"
         if not _is_drawn(path, comment):
             missing[k] = path, comment
@@ -227,16 +218,15 @@ def _is_drawn(path, comment):
 
 
 def write_sample_dataset(datasets_folder="datasets"):
-    """Writes the demo's pictures unless they exist; returns their `SampleFolders`."""
-    root = Path(datasets_folder)
-    folders = SampleFolders(root / "sample", root / "sample_test")
-    write_dataset(folders.training, SAMPLE_COUNT, SAMPLE_SIZE, SAMPLE_SEED)
-    write_dataset(folders.test, NUM_TEST_LEAVES, SAMPLE_SIZE, TEST_SEED)
-    if not (folders.test / PHOTOGRAPH).exists():
+    """Writes the demo's pictures unless they exist; returns the test images' folder."""
+    training, test = (Path(datasets_folder, name) for name in ("sample", "sample_test"))
+    write_dataset(training, SAMPLE_COUNT, SAMPLE_SIZE, SAMPLE_SEED)
+    write_dataset(test, NUM_TEST_LEAVES, SAMPLE_SIZE, TEST_SEED)
+    if not (test / PHOTOGRAPH).exists():
         source = matplotlib.cbook.get_sample_data(PHOTOGRAPH, asfileobj=False)
-        with atomic_path(folders.test / PHOTOGRAPH) as temporary:
+        with atomic_path(test / PHOTOGRAPH) as temporary:
             shutil.copyfile(source, temporary)
-    return folders
+    return test
 
 
 def parse_args(argv=None):

@@ -20,16 +20,8 @@ import numpy as np
 import checkpoints
 import command_line
 import figures
+import metrics
 from checkpoints import list_steps
-from metrics import (
-    FILTERS,
-    PROTOCOL,
-    enlarge_by_filters,
-    format_table,
-    mean_scores,
-    measure,
-    score,
-)
 from pictures import enlarge_by_filter, save_image, to_uint8
 from tiling import enlarge
 
@@ -150,20 +142,20 @@ class TrainingRun:
     @functools.cached_property
     def filter_scores(self):
         """The mean scores of bicubic and nearest-neighbour enlargement."""
-        scores = {label: [] for label in FILTERS}
+        scores = {label: [] for label in metrics.FILTERS}
         for image in self.test_images:
-            for label, sr in enlarge_by_filters(image).items():
-                scores[label].append(score(sr, image))
-        return {label: mean_scores(rows) for label, rows in scores.items()}
+            for label, sr in metrics.enlarge_by_filters(image).items():
+                scores[label].append(metrics.score(sr, image))
+        return {label: metrics.mean_scores(rows) for label, rows in scores.items()}
 
     @saving("the results")
     def conclude(self, results):
         """Saves the final images, prints the scores and where everything is."""
         for number, (sr, _) in enumerate(results):
             save_image(sr, Path(self.images_dir, "_res", f"{number}.png"))
-        scores = {"this run": mean_scores([scores for _, scores in results])}
+        scores = {"this run": metrics.mean_scores([scores for _, scores in results])}
         table = {f"mean of {len(results)}": scores | self.filter_scores}
-        print(f"\n{PROTOCOL}\n{format_table(table)}\n")
+        print(f"\n{metrics.PROTOCOL}\n{metrics.format_table(table)}\n")
         if self.options.get("preset") == "demo":
             self._compare_with_shipped(results)
         weights = self.folder(TRAINING if self.has_trained else PRE_TRAINING)
@@ -181,7 +173,7 @@ class TrainingRun:
         hr = to_uint8(image.hr)
         captions = {}
         for label, panel in panels.items():
-            captions[label] = f"{measure(panel, hr)['psnr_y']:.2f} dB"
+            captions[label] = f"{metrics.measure(panel, hr)['psnr_y']:.2f} dB"
         path = Path(self.images_dir, "comparison.png")
         panels["original"] = hr
         figures.save_comparison_sheet(panels, path, captions, title=image.name)
@@ -272,7 +264,7 @@ class Phase:
         values = {}
         for name in self._losses[0] if self._losses else ():
             values[name] = float(np.mean([losses[name] for losses in self._losses]))
-        means = mean_scores([scores for _, scores in results])
+        means = metrics.mean_scores([scores for _, scores in results])
         values |= {"mse_test" if k == "mse" else k: v for k, v in means.items()}
         self._losses = []
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -86,12 +86,6 @@ def test_hostile_names(tmp_path):
     assert (page[:, -figures.GAP :] == figures.PAPER).all()
 
 
-def test_empty_grid(tmp_path):
-    """An empty test folder ended in an error deep inside the drawing library."""
-    with pytest.raises(ValueError, match="No images to show"):
-        figures.save_grid([], tmp_path / "grid.png")
-
-
 def test_interrupted_write_keeps_the_former_file(tmp_path, monkeypatch):
     """Ctrl-C during a save left half a PNG in place of the last good one."""
     path = tmp_path / "grid.png"
@@ -129,12 +123,14 @@ def test_comparison_sheet_of_any_size(tmp_path, height, width):
     assert (margin == figures.PAPER).all()
 
 
-@pytest.mark.parametrize("sizes", [[], [(8, 8), (8, 9)]])
-def test_panels_of_different_sizes(tmp_path, sizes):
+def test_images_that_cannot_be_shown(tmp_path):
     """A low-resolution panel showed another part of the image."""
-    panels = {size: random_image(*size) for size in sizes}
-    with pytest.raises(ValueError, match="missing or differ in size"):
-        figures.save_comparison_sheet(panels, tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match="No images to show"):
+        figures.save_grid([], tmp_path / "grid.png")
+    for sizes in ([], [(8, 8), (8, 9)]):
+        panels = {size: random_image(*size) for size in sizes}
+        with pytest.raises(ValueError, match="missing or differ in size"):
+            figures.save_comparison_sheet(panels, tmp_path / "sheet.png")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4), (40, 17), (16, 16), (23, 50)])
@@ -177,24 +173,21 @@ def test_training_curves(tmp_path, monkeypatch, records, bicubic, dashed):
         assert curves["adversarial training"].tolist() == [[150, 26]]
 
 
-def test_model_diagram_without_graphviz(tmp_path, monkeypatch):
-    """A missing program ended the training before its first step."""
+def test_model_diagram(tmp_path, monkeypatch):
+    """Without Graphviz, the training ended before its first step.
+
+    With it, Keras takes the format from the file name, and a temporary name has none.
+    """
     monkeypatch.setenv("PATH", str(tmp_path))
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
-    message = figures.save_model_diagram(model, tmp_path / "tiny.png")
+    path = tmp_path / "images" / "tiny.png"
+    message = figures.save_model_diagram(model, path)
     assert "install graphviz" in message
     assert "\n" not in message
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_model_diagram(tmp_path, monkeypatch):
-    """Keras takes the format from the file name, and a temporary name has none."""
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    assert list(path.parent.iterdir()) == []
     program = tmp_path / "dot"
     program.write_text('#!/bin/sh\necho "picture $1"\n')
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    path = tmp_path / "images" / "tiny.png"
     assert figures.save_model_diagram(model, path) is None
     assert path.read_text() == "picture -Tpng\n"
     assert list(path.parent.iterdir()) == [path]

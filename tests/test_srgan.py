@@ -425,7 +425,7 @@ def test_main_runs_in_a_thread(command):
     ("arguments", "message"),
     [
         (("--dataset", "nowhere"), "There is no dataset 'nowhere'"),
-        (("--dataset", "weights"), "No readable image in weights"),
+        (("--dataset", "weights"), "No image. weights: 0 images"),
         (("--crop-size", 256), "48x40"),
         (("--crop-size", 18), "a multiple of 4"),
         (("--initial-weights", "nowhere"), "no weights nowhere"),
