@@ -203,8 +203,10 @@ def load_generator(weights, precision="float32"):
     network = _read_network(path)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
-    generator = build_network(network)
-    keras.config.set_dtype_policy(policy)
+    try:
+        generator = build_network(network)
+    finally:
+        keras.config.set_dtype_policy(policy)
     if prefix:
         _load_tensorflow_checkpoint(generator, prefix)
     else:

@@ -5,6 +5,7 @@ parser = command_line.ArgumentParser(description=__doc__)
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -90,6 +91,8 @@ def quiet_imports(module_name):
             yield
             return
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        # It warns of retracing when several networks meet several window sizes.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
         with _stderr_redirected():
             yield
     except KeyboardInterrupt:

@@ -89,10 +89,8 @@ def load_pair(pair, blur):
     hr = pictures.flatten(picture)
     check_side(pair.hr, hr.size, pictures.SCALE)
     lr = None if pair.lr is None else pictures.read_rgb(pair.lr)
-    if lr is not None and lr.size != (
-        hr.width // pictures.SCALE,
-        hr.height // pictures.SCALE,
-    ):
+    quarter = tuple(side // pictures.SCALE for side in hr.size)
+    if lr is not None and lr.size != quarter:
         raise pictures.UnreadableImageError(
             pair.lr,
             f"it has {lr.width}x{lr.height} px, which is not a quarter of {pair.hr}, "
@@ -242,7 +240,7 @@ def main(argv=None):
         try:
             image = load_pair(pair, blur)
         except pictures.UnreadableImageError as error:
-            problems.append(str(error).rstrip("."))
+            problems.append(str(error).removeprefix("Cannot read ").rstrip("."))
             continue
         shown, table = enlarge_and_score(models, image, vgg, args.tile)
         column = save_pictures(image, shown, table, args.output)

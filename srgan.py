@@ -191,7 +191,7 @@ class SRGAN:
 
     def _draw_offset(self, trainer):
         """Returns rows and columns to roll by, chosen by the trainer's step."""
-        rng = np.random.default_rng(int(trainer.optimizer.iterations))
+        rng = np.random.default_rng(int(trainer.optimizer.iterations.numpy()))
         return rng.integers(self.content.max_shift + 1, size=2)
 
     def _infer(self, model, images):
