@@ -12,11 +12,10 @@ Both sides have the same networks, weights, losses and batches. They differ in:
                 source's multiply-adds
     batch norm  TensorFlow's fused kernel        Keras 3's own layer
     inference   `predict_on_batch`               `predict`
-    reading     threads, ahead of training       the training thread
     dtype       --precision                      float32
 
 An adversarial step updates the discriminator twice and the generator once. Inference
-enlarges one batch. Loading is pre-training on batches that are read from JPEG files.
+enlarges one batch. Images and VGG19 are random, which is enough to measure speed.
 
 The sides take turns, so that a disturbance hits both. The first turn also traces the
 graphs and does not count. The ratio is the source's time divided by ours of the same
@@ -24,9 +23,7 @@ turn. "The source's way" is its script on Keras 3; Keras 2 had the fused kernel,
 """
 
 import json
-import os
 import platform
-import tempfile
 import time
 from pathlib import Path
 
@@ -38,16 +35,14 @@ with command_line.quiet_imports(__name__):
 
     import keras
     import numpy as np
-    from PIL import Image
 
     import networks
     from command_line import PRECISIONS, positive_int
-    from data_loader import DataLoader
-    from pictures import write_text
+    from data_loader import Batch, check_crop_size
+    from pictures import SCALE, write_text
     from srgan import SRGAN
 
-TASKS = ("pre-training", "adversarial", "inference", "loading")
-NUM_IMAGES = 1_000  # too many for `DataLoader` to keep them decoded
+TASKS = ("pre-training", "adversarial", "inference")
 
 
 class SourceWay(SRGAN):
@@ -103,15 +98,6 @@ def build_sides(content_loss, precision, num_residual_blocks=16, num_filters=64)
     return {"ours": ours, "source": source}
 
 
-def write_images(folder):
-    """Writes a JPEG file of COCO's usual size and links to it, `NUM_IMAGES` in all."""
-    coarse = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype="uint8")
-    image = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
-    image.save(folder / "0.jpg", quality=90)
-    for number in range(1, NUM_IMAGES):
-        os.link(folder / "0.jpg", folder / f"{number}.jpg")
-
-
 def run_step(gan, task, batch):
     """Does one step of a task; returns when its results are on the host."""
     if task == "inference":
@@ -123,27 +109,16 @@ def run_step(gan, task, batch):
         gan.pre_train_on_batch(*batch)
 
 
-def time_turn(gan, task, loader, args):
-    """Returns the mean seconds per step of one side's turn."""
-    batch = loader.make_batch(0, args.batch_size)
-    started = time.perf_counter()
-    for k in range(args.steps):
-        if task == "loading" and isinstance(gan, SourceWay):
-            batch = loader.make_batch(k, args.batch_size)
-        elif task == "loading":
-            batch = loader.load_data(args.batch_size)
-        run_step(gan, task, batch)
-    seconds = time.perf_counter() - started
-    loader.seek(0)  # nothing is read ahead during the other side's turn
-    return seconds / args.steps
-
-
-def measure(sides, task, loader, args):
+def measure(sides, task, batch, args):
     """Times a task in turns; returns a dict of name to [median, lower, upper]."""
-    turns = [
-        [time_turn(gan, task, loader, args) for gan in sides.values()]
-        for _ in range(args.repeats + 1)
-    ]
+    turns = []
+    for _ in range(args.repeats + 1):
+        turns.append([])
+        for gan in sides.values():
+            started = time.perf_counter()
+            for _ in range(args.steps):
+                run_step(gan, task, batch)
+            turns[-1].append((time.perf_counter() - started) / args.steps)
     ours, source = np.transpose(turns[1:])
     columns = {"ours": ours, "source": source, "ratio": source / ours}
     shares = (0.5, 0.25, 0.75)
@@ -180,24 +155,24 @@ def parse_args(argv=None):
 def main(argv=None):
     """Measures as the command line says, and returns the exit code."""
     args = parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        with command_line.usage_errors():
-            if args.json:
-                command_line.check_writable(args.json)
-            write_images(Path(folder))
-            loader = DataLoader(folder, args.crop_size)
-        report = {"machine": describe_machine(), "options": vars(args), "tasks": {}}
-        print(*report["machine"], sep="\n")
-        print("VGG19, if used, has random weights: enough to measure speed.")
-        print("Options:", ", ".join(f"{k} {v}" for k, v in vars(args).items()))
-        print(f"{'seconds per step':22}{'median':>10}{'lower':>10}{'upper':>10}")
-        sides = build_sides(args.content_loss, args.precision)
-        with loader:
-            for task in TASKS if args.which == "all" else (args.which,):
-                report["tasks"][task] = measure(sides, task, loader, args)
-                for name, quartiles in report["tasks"][task].items():
-                    cells = "".join(f"{value:10.4f}" for value in quartiles)
-                    print(f"{task:14}{name:8}{cells}", flush=True)
+    with command_line.usage_errors():
+        if args.json:
+            command_line.check_writable(args.json, "json")
+        check_crop_size(args.crop_size)
+    report = {"machine": describe_machine(), "options": vars(args), "tasks": {}}
+    print(*report["machine"], sep="\n")
+    print("Options:", ", ".join(f"{k} {v}" for k, v in vars(args).items()))
+    print(f"{'seconds per step':22}{'median':>10}{'lower':>10}{'upper':>10}")
+    sides = build_sides(args.content_loss, args.precision)
+    hr = np.random.default_rng(0).uniform(
+        -1, 1, (args.batch_size, args.crop_size, args.crop_size, 3)
+    )
+    batch = Batch(hr[:, ::SCALE, ::SCALE].astype("float32"), hr.astype("float32"))
+    for task in TASKS if args.which == "all" else (args.which,):
+        report["tasks"][task] = measure(sides, task, batch, args)
+        for name, quartiles in report["tasks"][task].items():
+            cells = "".join(f"{value:10.4f}" for value in quartiles)
+            print(f"{task:14}{name:8}{cells}", flush=True)
     if args.json:
         write_text(args.json, json.dumps(report, indent=1))
     return 0

@@ -73,6 +73,15 @@ def find_dataset(dataset):
     )
 
 
+def check_crop_size(crop_size):
+    """Raises `ValueError` unless the networks can be trained on such crops."""
+    if crop_size < MIN_CROP or crop_size % pictures.SCALE:
+        raise ValueError(
+            f"--crop-size {crop_size} is not a multiple of {pictures.SCALE}, at least "
+            f"{MIN_CROP}."
+        )
+
+
 def check_side(path, size, min_side):
     """Raises `UnreadableImageError` if a side of an image is too short."""
     if min(size) < min_side:
@@ -122,11 +131,7 @@ class DataLoader:
         augment="flip",
         exclude=(),
     ):
-        if crop_size < MIN_CROP or crop_size % pictures.SCALE:
-            raise ValueError(
-                f"--crop-size {crop_size} is not a multiple of {pictures.SCALE}, "
-                f"at least {MIN_CROP}."
-            )
+        check_crop_size(crop_size)
         if not 0 <= blur < float("inf"):  # nor NaN
             raise ValueError(f"--blur {blur} is not a radius >= 0 in px.")
         self.crop_size = crop_size

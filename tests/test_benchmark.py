@@ -10,8 +10,7 @@ import benchmark
 import networks
 from data_loader import DataLoader
 
-ARGS = argparse.Namespace(batch_size=1, steps=2, repeats=3)
-MISTAKES = {"--json .": "directory", "--crop-size 512": "largest", "--steps 0": ">= 1"}
+MISTAKES = {"--json .": "directory", "--crop-size 50": "multiple", "--steps 0": ">= 1"}
 
 
 @pytest.fixture(autouse=True)
@@ -68,21 +67,12 @@ def test_source_side_has_keras_layers_only():
 
 def test_ratio_is_source_by_ours_of_the_same_turn(monkeypatch):
     """A ratio of medians mixes turns, and the first turn contains the tracing."""
-    turns = iter((90, 70, 1, 2, 1, 3, 10, 10))  # ours, source, ours, ...
-    monkeypatch.setattr(benchmark, "time_turn", lambda *_: next(turns))
-    results = benchmark.measure({"ours": None, "source": None}, "inference", None, ARGS)
-    assert [results[name][0] for name in ("ours", "source", "ratio")] == [1, 3, 2]
-
-
-def test_source_side_reads_in_the_training_thread(image_folder, monkeypatch):
-    """Batches read ahead would hide the time that the task is about."""
+    clock = iter(np.cumsum([0, 90, 0, 70, 0, 1, 0, 2, 0, 1, 0, 3, 0, 10, 0, 10]))
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(benchmark, "run_step", lambda *_: None)
-    monkeypatch.setattr(DataLoader, "load_data", None)  # a call would fail
-    source = object.__new__(benchmark.SourceWay)
-    with DataLoader(image_folder, 16) as loader:
-        assert benchmark.time_turn(source, "loading", loader, ARGS) > 0
-        with pytest.raises(TypeError):
-            benchmark.time_turn(None, "loading", loader, ARGS)
+    args = argparse.Namespace(steps=1, repeats=3)
+    results = benchmark.measure({"ours": None, "source": None}, "inference", None, args)
+    assert [results[name][0] for name in ("ours", "source", "ratio")] == [1, 3, 2]
 
 
 def test_command_writes_every_task(tmp_path, capsys):
@@ -96,7 +86,7 @@ def test_command_writes_every_task(tmp_path, capsys):
     for results in report["tasks"].values():
         assert all(0 < lower <= m <= upper for m, lower, upper in results.values())
     out = capsys.readouterr().out
-    assert all(text in out for text in (*report["machine"], "random weights", "ratio"))
+    assert all(text in out for text in (*report["machine"], "ratio"))
 
 
 @pytest.mark.parametrize("flags", MISTAKES)
