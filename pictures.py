@@ -91,10 +91,7 @@ def to_uint8(images):
 
 
 def degrade(image, blur):
-    """Makes a quarter-size Pillow image: Gaussian blur of that radius, then bicubic.
-
-    Source: `DataLoader.load_data`. Paper: Sec. 2, bicubic without blur.
-    """
+    """Makes a quarter-size Pillow image: Gaussian blur of that radius, then bicubic."""
     if blur > 0:
         image = image.filter(ImageFilter.GaussianBlur(blur))
     width, height = image.size
@@ -109,10 +106,9 @@ def enlarge_by_filter(lr, method=Image.Resampling.BICUBIC):
 
 
 def find_images(folder, exclude=()):
-    """Lists the image files below a folder, except those below `exclude`.
+    """Lists the image files below a folder, and returns {path: reason} of others.
 
-    Follows links. Ignores hidden files, and results of `upscale.py`: a `photo_x4` where
-    there is a `photo`. Returns the sorted paths, and {path: reason} of unusable files.
+    Ignores hidden files, those below `exclude`, and results of `upscale.py`.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder {folder}.")
@@ -143,11 +139,7 @@ def find_images(folder, exclude=()):
 
 
 def read_picture(path, max_pixels=MAX_PIXELS):
-    """Reads an image upright, with its transparency and metadata, as a `Picture`.
-
-    Palettes become RGB; CMYK and Lab become sRGB; of animations, the first frame is
-    taken. Raises `UnreadableImageError`, an `OSError`.
-    """
+    """Reads an image file as a `Picture`, or raises `UnreadableImageError`."""
     return _read(path, max_pixels, _take_apart)
 
 
@@ -347,27 +339,20 @@ def _to_plain_mode(image, raw_mode):
 
 
 def bleed_colours(image):
-    """Lets visible colours run into transparent pixels, whose own mean nothing.
+    """Fills transparent parts of LA or RGBA with the visible colours around them.
 
     The network would draw the black or white hidden there into the edges.
     """
-    pixels = np.asarray(image, "float32")
-    filled = np.rint(_fill(pixels[..., :-1], pixels[..., -1:] / 255)).astype("uint8")
-    return Image.fromarray(filled if image.mode == "RGBA" else filled[..., 0])
-
-
-def _fill(colours, weights):
-    """Fills colours without weight from averages of 2x2 pixels, recursively."""
-    height, width = weights.shape[:2]
-    if height * width == 1 or weights.min() == 1:
+    colours, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
+    if alpha.getextrema()[0] == 255 or image.size == (1, 1):
         return colours
-    padding = ((0, height % 2), (0, width % 2), (0, 0))
-    quads = (-(-height // 2), 2, -(-width // 2), 2, -1)
-    total = np.pad(weights, padding).reshape(quads).sum((1, 3))
-    sums = np.pad(colours * weights, padding).reshape(quads).sum((1, 3))
-    coarse = _fill(sums / np.maximum(total, 1e-6), np.minimum(total, 1))
-    filled = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-    return filled + weights * (colours - filled)
+    coarse = image.reduce(2)  # weights colours by their alpha
+    coarse.putalpha(coarse.getchannel("A").point(lambda level: min(255, 4 * level)))
+    filled = bleed_colours(coarse)
+    size = tuple(2 * side for side in filled.size)
+    filled = filled.resize(size, Image.Resampling.NEAREST).crop((0, 0, *image.size))
+    filled.paste(colours, mask=alpha)
+    return filled
 
 
 @contextlib.contextmanager
@@ -398,10 +383,7 @@ def check_size(size, file_format):
 
 
 def save_image(image, path, file_format="png", metadata=None):
-    """Writes a Pillow image or uint8 array, whole or not at all.
-
-    Returns a list of str: what of the image and its metadata the format cannot hold.
-    """
+    """Writes a Pillow image or uint8 array; returns what the format cannot hold."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     check_size(image.size, file_format)

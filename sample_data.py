@@ -5,11 +5,10 @@
 Random opaque shapes fall on one another until they cover the picture. If their sizes
 follow a power law, edges and spectra resemble those of photographs (Lee, Mumford and
 Huang, IJCV 2001), and restoration networks trained on such pictures work on real ones
-(Achddou, Gousseau and Ladjal, SSVM 2021). Textures, lines and text are added.
+(Achddou, Gousseau and Ladjal, SSVM 2021).
 """
 
 import shutil
-import string
 from pathlib import Path
 
 import command_line
@@ -17,7 +16,7 @@ import command_line
 with command_line.quiet_imports(__name__):
     import matplotlib.cbook
     import numpy as np
-    from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, PngImagePlugin
+    from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
 
     from command_line import ArgumentParser, non_negative_int, positive_int
     from pictures import atomic_path
@@ -28,7 +27,7 @@ SAMPLE_SEED, TEST_SEED = 0, 1
 NUM_TEST_LEAVES = 2  # pictures, besides the photograph
 PHOTOGRAPH = "grace_hopper.jpg"  # from matplotlib; US Navy, public domain
 
-RECIPE = 3  # increase when pictures change: older ones are then drawn again
+RECIPE = 4  # increase when pictures change: older ones are then drawn again
 OVERSAMPLING = 2  # pictures are drawn larger, then averaged: antialiased edges
 NUM_LARGE = 30  # leaves that cover the background
 LARGE_RADII = (1 / 8, 1 / 3)  # fractions of the picture's side
@@ -45,81 +44,6 @@ NOISE_EXPONENTS = (0.5, 2.0)  # amplitude is 1 / frequency**exponent
 NOISE_STRETCHES = (1, 1, 4, 8)  # the last two look like wood or fur
 STRIPE_PERIODS = (2.5, 40.0)  # px
 CONTRASTS = (10, 200)  # levels, standard deviation: faint to black and white
-MAX_BUNDLES = 4  # of lines, in a picture
-NUM_LINES = (2, 24)  # in a bundle
-LINE_WIDTHS = (0.5, 4.0)  # px
-LINE_LENGTHS = (0.1, 0.6)  # fractions of the picture's side
-MAX_TEXTS = 4  # in a picture
-FONT_SIZES = (8, 40)  # px
-LETTERS = list(string.ascii_letters + string.digits + "    .,&!?\n\n\n\n\n\n")
-
-
-class _Painter:
-    """A picture in progress, at `OVERSAMPLING` times its final size."""
-
-    def __init__(self, size, rng):
-        self.rng = rng
-        self.side = size * OVERSAMPLING
-        # Related colours, of which the darkest and the brightest are nearly grey.
-        hues = rng.normal(0, HUE_SPREAD, (NUM_COLOURS, 3))
-        gamma = np.exp(hues + rng.normal(0, HUE_SPREAD, 3))
-        colours = 255 * rng.random((NUM_COLOURS, 1)) ** gamma
-        self.colours = [tuple(colour) for colour in colours.astype(int).tolist()]
-        self.textures = [_random_noise(self.side, rng) for _ in range(NUM_NOISES)]
-        self.textures += [_random_stripes(self.side, rng) for _ in range(NUM_STRIPES)]
-        self.canvas = Image.new("RGB", (self.side, self.side), self.choose_colour())
-
-    def add_leaf(self, radius):
-        """Adds an ellipse, a rectangle or a polygon; flat or textured, hard or soft."""
-        rng = self.rng
-        outline = radius * _random_outline(rng) + rng.uniform(0, self.side, 2)
-        blur = float(radius * rng.choice(BLURS))
-        margin = 2 * blur + 1
-        left, top = (outline.min(axis=0) - margin).astype(int).tolist()
-        right, bottom = (outline.max(axis=0) + margin).astype(int).tolist()
-        box = (left, top, right, bottom)
-        mask = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(mask).polygon((outline - (left, top)).ravel().tolist(), 255)
-        mask = mask.filter(ImageFilter.GaussianBlur(blur))
-        self.canvas.paste(self.choose_colour(), box, mask)
-        if rng.random() < TEXTURED:
-            texture = self.textures[rng.integers(len(self.textures))]
-            shift = rng.integers(self.side, size=2).tolist()
-            texture = ImageChops.offset(texture, *shift).crop(box)
-            mask = ImageChops.multiply(mask, texture)
-            self.canvas.paste(self.choose_colour(), box, mask)
-
-    def add_lines(self):
-        """Adds a bundle of thin curves, like hair, grass or wires."""
-        rng = self.rng
-        pen = ImageDraw.Draw(self.canvas)
-        colour = self.choose_colour()
-        width = round(OVERSAMPLING * _log_uniform(LINE_WIDTHS, rng))
-        length = self.side * rng.uniform(*LINE_LENGTHS)
-        angle, spread = rng.uniform(0, 2 * np.pi), rng.choice(TILTS)
-        along = np.linspace(0, 1, 10)[:, None]
-        bend = rng.normal() * along
-        place = rng.uniform(0, self.side, 2)
-        for _ in range(rng.integers(*NUM_LINES)):
-            turn = angle + rng.normal(0, spread) + bend
-            curve = length * along * np.hstack([np.cos(turn), np.sin(turn)])
-            curve += place + rng.normal(0, length / 4, 2)
-            pen.line(curve.ravel().tolist(), colour, width, joint="curve")
-
-    def add_text(self):
-        """Adds rows of random letters."""
-        rng = self.rng
-        font = ImageFont.load_default(OVERSAMPLING * _log_uniform(FONT_SIZES, rng))
-        text = "".join(rng.choice(LETTERS, rng.integers(4, 60)))
-        place = rng.uniform(0, self.side, 2).tolist()
-        mask = Image.new("L", self.canvas.size)
-        ImageDraw.Draw(mask).text(place, text, 255, font, anchor="mm")
-        degrees = np.degrees(rng.normal(0, rng.choice(TILTS)))
-        mask = mask.rotate(degrees, Image.Resampling.BILINEAR, center=place)
-        self.canvas.paste(self.choose_colour(), (0, 0), mask)
-
-    def choose_colour(self):
-        return self.colours[self.rng.integers(NUM_COLOURS)]
 
 
 def _log_uniform(limits, rng):
@@ -167,29 +91,45 @@ def _texture(values, rng):
 def draw_leaves(size, seed):
     """Returns a Pillow image; `seed` is an int or a sequence such as `(seed, k)`."""
     rng = np.random.default_rng(seed)
-    painter = _Painter(size, rng)
-    large = painter.side * rng.uniform(*LARGE_RADII, NUM_LARGE)
+    side = size * OVERSAMPLING
+    # Related colours, of which the darkest and the brightest are nearly grey.
+    hues = rng.normal(0, HUE_SPREAD, (NUM_COLOURS, 3))
+    gamma = np.exp(hues + rng.normal(0, HUE_SPREAD, 3))
+    colours = (255 * rng.random((NUM_COLOURS, 1)) ** gamma).astype(int).tolist()
+    textures = [_random_noise(side, rng) for _ in range(NUM_NOISES)]
+    textures += [_random_stripes(side, rng) for _ in range(NUM_STRIPES)]
+    canvas = Image.new("RGB", (side, side), tuple(colours[0]))
+    large = side * rng.uniform(*LARGE_RADII, NUM_LARGE)
     smallest = OVERSAMPLING * _log_uniform(SMALL_RADII, rng)
-    num_small = int(_log_uniform(NUM_SMALL, rng))
-    small = smallest * (1 + rng.pareto(2, num_small))  # density ~ radius**-3
-    small = np.minimum(small, large.max())
-    for radius in (*large, *small[::2]):
-        painter.add_leaf(radius)
-    for _ in range(rng.integers(MAX_BUNDLES + 1)):
-        painter.add_lines()
-    for _ in range(rng.integers(MAX_TEXTS + 1)):
-        painter.add_text()
-    for radius in small[1::2]:
-        painter.add_leaf(radius)
-    return painter.canvas.reduce(OVERSAMPLING)
+    # Density ~ radius**-3.
+    small = smallest * (1 + rng.pareto(2, int(_log_uniform(NUM_SMALL, rng))))
+    for radius in (*large, *np.minimum(small, large.max())):
+        _add_leaf(canvas, radius, colours, textures, rng)
+    return canvas.reduce(OVERSAMPLING)
+
+
+def _add_leaf(canvas, radius, colours, textures, rng):
+    """Adds an ellipse, a rectangle or a polygon; flat or textured, hard or soft."""
+    outline = radius * _random_outline(rng) + rng.uniform(0, canvas.width, 2)
+    blur = float(radius * rng.choice(BLURS))
+    margin = 2 * blur + 1
+    left, top = (outline.min(axis=0) - margin).astype(int).tolist()
+    right, bottom = (outline.max(axis=0) + margin).astype(int).tolist()
+    box = (left, top, right, bottom)
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).polygon((outline - (left, top)).ravel().tolist(), 255)
+    mask = mask.filter(ImageFilter.GaussianBlur(blur))
+    first, second = rng.choice(colours, 2).tolist()
+    canvas.paste(tuple(first), box, mask)
+    if rng.random() < TEXTURED:
+        texture = textures[rng.integers(len(textures))]
+        shift = rng.integers(canvas.width, size=2).tolist()
+        mask = ImageChops.multiply(mask, ImageChops.offset(texture, *shift).crop(box))
+        canvas.paste(tuple(second), box, mask)
 
 
 def write_dataset(folder, count, size, seed):
-    """Writes `leaf-00000.png`, ..., and returns how many pictures it had to draw.
-
-    Picture k depends only on `size`, `(seed, k)` and `RECIPE`. Pictures that are
-    already there are kept, so the same call resumes an interrupted one.
-    """
+    """Writes `leaf-00000.png`, ..., and returns how many were missing, or others."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     missing = {}
     for k in range(count):
