@@ -41,10 +41,7 @@ REASON_LENGTH = 200  # characters of a library's error that are passed on
 
 
 def save(folder, step, models, optimizers, state):
-    """Writes `folder/step-<step>/`, whole or not at all, and removes the oldest.
-
-    `state` is a dict of JSON values, which `find_newest` returns.
-    """
+    """Writes `folder/step-<step>/`, whole or not at all, and removes the oldest."""
     for leftover in folder.glob(".step-*"):  # of a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     target = folder / f"step-{step:08d}"
@@ -172,11 +169,7 @@ def save_weights(model, path):
 
 
 def load_weights(model, path):
-    """Loads a `.weights.h5` or `.keras` file into a model of the same architecture.
-
-    Executes nothing from the file. Raises `ValueError` if it is damaged or belongs to
-    another network; the model is then unchanged.
-    """
+    """Loads a `.weights.h5` or `.keras` file, or leaves the model unchanged."""
     before = model.get_weights()
     try:
         with warnings.catch_warnings(action="ignore"):  # of what the error then says

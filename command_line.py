@@ -68,10 +68,7 @@ def check_writable(path, flag="output"):
 
 @contextlib.contextmanager
 def usage_errors():
-    """Turns mistakes found during set-up into one line and exit code 2.
-
-    Wrap nothing else: a bug must keep its traceback.
-    """
+    """Turns mistakes found in set-up, and nowhere else, into one line and code 2."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -82,8 +79,7 @@ def usage_errors():
 def quiet_imports(module_name):
     """Hides TensorFlow's start-up messages, and the traceback of an early Ctrl-C.
 
-    TensorFlow writes some before it reads its log level, so stderr is redirected. Set
-    `TF_CPP_MIN_LOG_LEVEL` to see them. `module_name` is the caller's `__name__`.
+    Set `TF_CPP_MIN_LOG_LEVEL` to see them. `module_name` is the caller's `__name__`.
     """
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     try:
@@ -93,7 +89,7 @@ def quiet_imports(module_name):
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         # It warns of retracing when several networks meet several window sizes.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
-        with _stderr_redirected():
+        with _stderr_redirected():  # some are written before the level is read
             yield
     except KeyboardInterrupt:
         if module_name != "__main__":
@@ -118,17 +114,13 @@ def _stderr_redirected():
 
 
 def run(main):
-    """Runs a command's `main`, and exits with the code that it returns.
-
-    Characters that a stream cannot show are escaped. A closed pipe, as of `| head`,
-    ends the output, not the work.
-    """
+    """Runs a command's `main` with streams that never fail; exits with its code."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller
             stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # what it cannot show
         setattr(sys, name, _Stream(stream))
     try:
         code = main()
@@ -138,7 +130,7 @@ def run(main):
 
 
 class _Stream:
-    """A text stream that goes to the null device once it cannot be written to."""
+    """A text stream that drops what it is given once its pipe is closed."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -167,20 +159,11 @@ def describe_device():
     """Returns one line that names the device on which Keras computes."""
     import keras  # slow, so that --help does without
 
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        with _stderr_redirected():
-            gpus = [
-                tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
-                for gpu in tf.config.list_physical_devices("GPU")
-            ]
-    else:
+    with _stderr_redirected():
         devices = keras.distribution.list_devices()
-        gpus = [device for device in devices if not device.startswith("cpu")]
-    if gpus:
-        return f"Device: {', '.join(gpus)}"
-    return f"Device: CPU ({os.cpu_count()} cores; no GPU found)"
+    others = [device for device in devices if not device.lower().startswith("cpu")]
+    cpu = f"CPU ({os.cpu_count()} cores; no GPU found)"
+    return f"Device: {', '.join(others) or cpu}"
 
 
 def progress_bar(target, unit):

@@ -8,7 +8,6 @@ resumes exactly without any stored state of the reader.
 
 import hashlib
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -101,9 +100,8 @@ def make_test_image(name, hr, blur, lr=None):
 class DataLoader:
     """Batches of random matching HR and LR crops from any folder of images.
 
-    Use it from one thread, as a context manager or with `close()`. Attributes `files`
-    and `skipped` hold what was found. In each of several workers, set `shard` to
-    `(index, count)`: each then makes its own part of the same batches.
+    A context manager, for one thread. Attributes `files` and `skipped` hold what was
+    found; `shard` is `(index, count)` of a worker, which makes its part of each batch.
 
     Args:
         dataset: str or `Path`, a name in `datasets/`, or the path of a folder.
@@ -146,7 +144,6 @@ class DataLoader:
         num_pixels = sum(width * height for width, height in self._sizes.values())
         self._is_caching = PIXEL_BYTES * num_pixels <= CACHE_BYTES
         self._cache = {}
-        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(NUM_THREADS)
         self._ahead = {}  # futures of the next batches
         self.seek(0)
@@ -270,10 +267,9 @@ class DataLoader:
                 image = pictures.read_rgb(path)
                 check_side(path, image.size, self.crop_size)
             except pictures.UnreadableImageError as error:
-                with self._lock:  # several threads may try the same file
-                    if path not in self.skipped:
-                        print(f"Skipped {path}: {error.reason}")
-                    self.skipped[path] = error.reason
+                if path not in self.skipped:
+                    print(f"Skipped {path}: {error.reason}")
+                self.skipped[path] = error.reason
                 continue
             if self._is_caching:
                 self._cache[path] = image
@@ -332,12 +328,8 @@ class DataLoader:
                 pictures.save_image(pictures.to_uint8(image.lr), path)
         return images
 
-    def close(self):
-        """Stops the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)

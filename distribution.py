@@ -22,9 +22,11 @@ import numpy as np
 import command_line
 
 MAX_AGREED = 64  # the largest number of a signal
-# Names in `tf.errors`. The fourth is raised after a worker was started again.
-WORKER_FAILURES = ("AbortedError", "CancelledError", "DeadlineExceededError",
-    "FailedPreconditionError", "UnavailableError")  # fmt: skip
+# Names in `tf.errors`. The last is raised after a worker was started again.
+WORKER_FAILURES = (
+    *("AbortedError", "CancelledError", "DeadlineExceededError", "UnavailableError"),
+    "FailedPreconditionError",
+)
 
 
 class Workers(NamedTuple):
@@ -56,11 +58,7 @@ class Workers(NamedTuple):
 
 @contextlib.contextmanager
 def join_workers(precision="float32"):
-    """Joins the training that TF_CONFIG describes, and yields `Workers`.
-
-    Without TF_CONFIG, this process is alone. If another worker fails, the process ends
-    with one line and exit code 1.
-    """
+    """Joins the training that TF_CONFIG describes, if it is set; yields `Workers`."""
     if not os.environ.get("TF_CONFIG"):
         yield Workers()
         return
@@ -125,10 +123,7 @@ def synchronize_batch_norm(*models):
 
 
 class WorkerModel(keras.Model):
-    """A functional model whose losses several workers can average.
-
-    `train_on_batch` averages over workers along the first axis, so each loss needs one.
-    """
+    """A model whose losses have the axis along which Keras averages over workers."""
 
     def train_step(self, data):
         losses = super().train_step(data)

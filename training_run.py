@@ -57,19 +57,14 @@ def saving(what):
 
 @dataclasses.dataclass
 class TrainingRun:
-    """The folders, options and test images that both phases of a run share.
-
-    `options` are saved with each checkpoint and compared on resuming. Of several
-    workers, only the chief writes; `agree(number)` returns the largest number that any
-    worker passes.
-    """
+    """The folders, options and test images that both phases of a run share."""
 
     weights_dir: Path = Path("weights")
     images_dir: Path = Path("images")
-    options: dict = dataclasses.field(default_factory=dict)
+    options: dict = dataclasses.field(default_factory=dict)  # compared on resuming
     test_images: list = dataclasses.field(default_factory=list)
-    is_chief: bool = True
-    agree: callable = int
+    is_chief: bool = True  # the only one of several workers that writes
+    agree: callable = int  # returns the largest number that any worker passes
     stop_signal: int = 0
 
     def folder(self, phase):
@@ -191,10 +186,7 @@ class TrainingRun:
 
 
 class Phase:
-    """One phase of a run: its step, log, pictures and checkpoints.
-
-    `models` and `optimizers` are dicts of name to what its checkpoints hold.
-    """
+    """One phase of a run: its step, log, pictures and checkpoints."""
 
     def __init__(self, run, name, models, optimizers):
         self.run = run
@@ -221,10 +213,7 @@ class Phase:
         return self.step
 
     def steps(self, num_steps):
-        """Yields the remaining steps and shows progress.
-
-        After a signal, saves and exits with 128 and the signal's number.
-        """
+        """Yields the remaining steps, shows progress, and stops after a signal."""
         first = self.step
         if num_steps <= first:
             print(f"All {num_steps} steps of {self.name} are done.")
@@ -301,7 +290,7 @@ class Phase:
         figures.save_training_curves(records, path, bicubic)
 
     def save(self):
-        """Saves a checkpoint; raises `TrainingStoppedError` if that is impossible."""
+        """Saves a checkpoint unless weights are not finite."""
         if not self.run.is_chief:
             return
         for name, model in self.models.items():
