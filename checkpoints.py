@@ -170,7 +170,14 @@ def save_weights(model, path):
 
 def load_weights(model, path):
     """Loads a `.weights.h5` or `.keras` file, or leaves the model unchanged."""
-    before = model.get_weights()
+    before, fitting = model.get_weights(), _read_network(path)
+    if fitting and getattr(model, "network", fitting) != fitting:
+        ours, theirs = (", ".join(f"{k} {v}" for k, v in network.items())
+                        for network in (model.network, fitting))  # fmt: skip
+        raise ValueError(
+            f"{path} holds weights of another network ({theirs}; not {ours}). Pass "
+            f"--network {fitting['name']}, or other weights."
+        )
     try:
         with warnings.catch_warnings(action="ignore"):  # of what the error then says
             model.load_weights(path)
@@ -197,7 +204,7 @@ def load_generator(weights, precision="float32"):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        generator = build_network(network)
+        generator = build_network(Network(**network))
     finally:
         keras.config.set_dtype_policy(policy)
     if prefix:
@@ -239,14 +246,16 @@ def find_weights(weights):
 
 
 def _read_network(path):
-    """Returns the `Network` that a weights file names, else the source's."""
-    text = "{}"
+    """Returns the dict that a weights file describes its network by, or `{}`."""
     with contextlib.suppress(OSError), h5py.File(path) as file:
-        text = file.attrs.get(NETWORK_ATTRIBUTE, text)
-    try:
-        return Network(**json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} belongs to an unknown network: {text}.") from error
+        text = file.attrs.get(NETWORK_ATTRIBUTE, "{}")
+        try:
+            return Network(**json.loads(text))._asdict() if text != "{}" else {}
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} belongs to an unknown network: {text}."
+            ) from error
+    return {}
 
 
 def find_tensorflow_checkpoint(path):

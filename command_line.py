@@ -83,10 +83,10 @@ def quiet_imports(module_name):
     """
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     try:
-        if "TF_CPP_MIN_LOG_LEVEL" in os.environ or "keras" in sys.modules:
+        level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        if level != "3" or "keras" in sys.modules:
             yield
             return
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         # It warns of retracing when several networks meet several window sizes.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
         with _stderr_redirected():  # some are written before the level is read
@@ -171,6 +171,26 @@ def progress_bar(target, unit):
     import keras
 
     return keras.utils.Progbar(target, verbose=int(sys.stdout.isatty()), unit_name=unit)
+
+
+def named_folder(text):
+    """Converts NAME=FOLDER to a name and a `Path`, for `argparse`."""
+    name, _, folder = text.partition("=")
+    if not name.strip() or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER.")
+    return name, Path(folder)
+
+
+def check_labels(pairs, reserved=()):
+    """Returns {name: folder}; raises `ValueError` if a name is taken."""
+    taken = list(reserved)
+    for name, _ in pairs:
+        if name in taken:
+            raise ValueError(
+                f"The name {name!r} is taken. Pass another --results name."
+            )
+        taken.append(name)
+    return dict(pairs)
 
 
 def _number(convert, expected, is_valid):

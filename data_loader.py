@@ -8,6 +8,7 @@ resumes exactly without any stored state of the reader.
 
 import hashlib
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,8 @@ SCAN_THREADS = 8  # more than processors, because disks make them wait
 MAX_NAMED = 5  # skipped files named in a summary
 NUM_STAND_INS = 3  # test images taken from the dataset if there are no others
 STAND_IN_SIDE = 512  # px
+RESULT_NAME = re.compile(r"([-_ ]?x4)?([-_ ]\w+)?", re.IGNORECASE)  # after its own
+MAX_MISSING = 32  # px, rows or columns of a result that other methods cut off
 
 
 class Batch(NamedTuple):
@@ -85,6 +88,67 @@ def check_side(path, size, min_side):
     """Raises `UnreadableImageError` if a side of an image is too short."""
     if min(size) < min_side:
         raise pictures.UnreadableImageError(path, f"too small, {size[0]}x{size[1]} px")
+
+
+def find_originals(folder, exclude=()):
+    """Returns {name: path} of a folder's images, and a list of problems."""
+    paths, skipped = pictures.find_images(folder, exclude)
+    problems = [f"{path}: {reason}" for path, reason in skipped.items()]
+    originals = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if originals.setdefault(name, path) is not path:
+            problems.append(f"{path}: {originals[name]} has the same name")
+    if not originals:
+        raise ValueError(f"No image in {folder}. Pass another --hr.")
+    return originals, problems
+
+
+def match_names(originals, folder, problems):
+    """Returns {name of an original: its file in `folder`}; adds to `problems`.
+
+    A file's name may go on after the original's, as DIV2K's `0801x4.png` does.
+    """
+    paths, skipped = pictures.find_images(folder)
+    problems += [f"{path}: {reason}" for path, reason in skipped.items()]
+    matches = {}
+    for path in paths:
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        names = [
+            name
+            for name in originals
+            if stem.startswith(name) and RESULT_NAME.fullmatch(stem, len(name))
+        ]
+        name = max(names, key=len, default=None)
+        if name is None or name in matches:
+            problems.append(f"{path}: there is no original of that name")
+        else:
+            matches[name] = path
+    if not matches:
+        raise ValueError(
+            f"No image in {folder} has the name of an original, such as "
+            f"{next(iter(originals))}. Pass another folder."
+        )
+    for name in originals:
+        if name not in matches:
+            problems.append(f"{originals[name]}: no image of that name in {folder}")
+    return {name: matches[name] for name in originals if name in matches}
+
+
+def read_result(path, height, width):
+    """Reads a method's enlarged image, and fills the border that it may lack.
+
+    Returns it, float RGB in [-1, 1], and the slices of its own rows and columns.
+    """
+    image = pictures.read_rgb(path)
+    if max(abs(height - image.height), abs(width - image.width)) > MAX_MISSING:
+        reason = f"{image.width}x{image.height} px, but the original {width}x{height}"
+        raise pictures.UnreadableImageError(path, reason)
+    sr = pictures.to_float(image)[:height, :width]
+    top, left = (height - len(sr)) // 2, (width - sr.shape[1]) // 2
+    rows, columns = slice(top, top + len(sr)), slice(left, left + sr.shape[1])
+    ends = (top, height - rows.stop), (left, width - columns.stop), (0, 0)
+    return np.pad(sr, ends, mode="edge"), rows, columns
 
 
 def make_test_image(name, hr, blur, lr=None):

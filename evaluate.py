@@ -3,12 +3,14 @@
     python evaluate.py                                    # your weights, or ours
     python evaluate.py --weights weights/training_checkpoints --hr Set5/HR --lr Set5/LR
     python evaluate.py --weights srresnet-bicubic mine.weights.h5 --json scores.json
+    python evaluate.py --hr Set5/HR --results SelfExSR=PATH DRCN=PATH
 
 Bicubic and nearest-neighbour enlargement are measured beside them.
 """
 
+import importlib
 import json
-import re
+import os
 from collections import namedtuple
 from pathlib import Path
 
@@ -18,17 +20,17 @@ with command_line.quiet_imports(__name__):
     import numpy as np
     from PIL import Image
 
-    import checkpoints
+    import data_loader
     import figures
     import metrics
-    import networks
     import pictures
     import sample_data
-    from data_loader import SOURCE_BLUR, TEST_FOLDER, check_side, make_test_image
-    from tiling import enlarge
 
-RESULT_NAME = re.compile(r"([-_ ]?x4)?([-_ ]\w+)?", re.IGNORECASE)  # after its own
+# Modules that need Keras are imported where they are used, because results of other
+# methods are measured without it.
+
 GRID_COLUMNS = 6  # images on the grid; each has a sheet of its own
+RESERVED_LABELS = (*metrics.FILTERS, "low-resolution", "original")
 Pair = namedtuple("Pair", "name hr lr")  # paths; `lr` is `None` if it is made from `hr`
 # `path` is the file that was read. `discriminator`, the one saved beside it, and
 # `blur`, the radius of its training in HR px, are `None` if unknown.
@@ -37,57 +39,18 @@ Model = namedtuple("Model", "generator path discriminator blur")
 
 def find_pairs(hr_folder, lr_folder=None, exclude=()):
     """Pairs test images by name, and returns a list of `Pair` and one of problems."""
-    paths, skipped = pictures.find_images(hr_folder, exclude)
-    problems = [f"{path}: {reason}" for path, reason in skipped.items()]
-    originals = {}
-    for path in paths:
-        name = path.relative_to(hr_folder).with_suffix("").as_posix()
-        if originals.setdefault(name, path) is not path:
-            problems.append(f"{path}: {originals[name]} has the same name")
-    if not originals:
-        raise ValueError(f"No image in {hr_folder}. Pass another --hr.")
+    originals, problems = data_loader.find_originals(hr_folder, exclude)
     if lr_folder is None:
         return [Pair(name, hr, None) for name, hr in originals.items()], problems
-    inputs = match_names(originals, lr_folder, problems)
-    if not inputs:
-        raise ValueError(
-            f"No image in {lr_folder} has the name of one in {hr_folder}. Pass another "
-            "--lr, or none to have LR images made."
-        )
+    inputs = data_loader.match_names(originals, lr_folder, problems)
     return [Pair(name, originals[name], lr) for name, lr in inputs.items()], problems
-
-
-def match_names(originals, folder, problems):
-    """Returns {name of an original: its file in `folder`}; adds to `problems`.
-
-    A file's name may go on after the original's, as DIV2K's `0801x4.png` does.
-    """
-    paths, skipped = pictures.find_images(folder)
-    problems += [f"{path}: {reason}" for path, reason in skipped.items()]
-    matches = {}
-    for path in paths:
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        names = [
-            name
-            for name in originals
-            if stem.startswith(name) and RESULT_NAME.fullmatch(stem, len(name))
-        ]
-        name = max(names, key=len, default=None)
-        if name is None or name in matches:
-            problems.append(f"{path}: there is no original of that name")
-        else:
-            matches[name] = path
-    for name in originals:
-        if name not in matches:
-            problems.append(f"{originals[name]}: no image of that name in {folder}")
-    return {name: matches[name] for name in originals if name in matches}
 
 
 def load_pair(pair, blur):
     """Reads or makes a `TestImage`; raises an `OSError` if a file does not serve."""
     picture = pictures.read_picture(pair.hr)
     hr = pictures.flatten(picture)
-    check_side(pair.hr, hr.size, pictures.SCALE)
+    data_loader.check_side(pair.hr, hr.size, pictures.SCALE)
     lr = None if pair.lr is None else pictures.read_rgb(pair.lr)
     quarter = tuple(side // pictures.SCALE for side in hr.size)
     if lr is not None and lr.size != quarter:
@@ -96,12 +59,15 @@ def load_pair(pair, blur):
             f"it has {lr.width}x{lr.height} px, which is not a quarter of {pair.hr}, "
             f"{hr.width}x{hr.height} px",
         )
-    image = make_test_image(pair.name, hr, blur, lr)
+    image = data_loader.make_test_image(pair.name, hr, blur, lr)
     return image._replace(is_grey=picture.image.mode != "RGB")
 
 
 def load_models(paths, precision="float32"):
     """Loads generators as {label: `Model`}; a label is a path as it was typed."""
+    import checkpoints
+    import networks
+
     models = {}
     for path in paths:
         generator, file = checkpoints.load_generator(path, precision)
@@ -110,14 +76,15 @@ def load_models(paths, precision="float32"):
         if file.name == checkpoints.GENERATOR_FILE and has_state:
             blur = checkpoints.read_state(file.parent).get("options", {}).get("blur")
             file_beside = file.parent / "discriminator.weights.h5"
-            if file_beside.is_file():
+            # The paper's only judges crops.
+            if file_beside.is_file() and generator.network["name"] != "paper":
                 num_filters = generator.network["num_filters"]
                 discriminator = networks.build_discriminator(num_filters)
                 checkpoints.load_weights(discriminator, file_beside)
         elif file in checkpoints.list_shipped().values():
-            blur = SOURCE_BLUR if "source" in file.name else 0.0
+            blur = data_loader.SOURCE_BLUR if "source" in file.name else 0.0
         label = str(path).removesuffix(".weights.h5").strip("/")
-        if label in (*models, *metrics.FILTERS, "low-resolution", "original"):
+        if label in (*models, *RESERVED_LABELS):
             label = str(path)
         models[label] = Model(generator, file, discriminator, blur)
     return models
@@ -125,62 +92,96 @@ def load_models(paths, precision="float32"):
 
 def load_vgg(path):
     """Builds the features of the scores, or returns `None` without a weights file."""
-    file = Path(path or networks.cached_vgg_weights())
+    import networks
+
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    file = Path(path or Path(home, "models", networks.VGG_WEIGHTS_FILE))
     if not path and not file.is_file():  # nothing is downloaded
         return None
     keys = "source", "vgg54"
     return {key: networks.build_content_features(key, str(file)) for key in keys}
 
 
-def enlarge_and_score(models, image, vgg, tile):
-    """Returns {label: uint8 image} and {label: scores} of all models and filters."""
-    results = {}
-    for label, model in models.items():
-        results[label] = enlarge(model.generator, image.lr, tile)
+def score_models(models, image, vgg, tile):
+    """Returns {label: uint8 image} and {label: scores} of models and filters."""
+    versions = metrics.enlarge_by_filters(image)
+    if models:
+        from tiling import enlarge
+
+        enlarged = {k: enlarge(m.generator, image.lr, tile) for k, m in models.items()}
+        versions = enlarged | versions
     shown, scores = {}, {}
-    for label, sr in (results | metrics.enlarge_by_filters(image)).items():
+    for label, sr in versions.items():
         shown[label] = metrics.show(sr, image.is_grey)
-        row = scores[label] = metrics.score(sr, image)
-        if vgg is not None:
-            row["vgg54"] = networks.feature_distance(vgg["vgg54"], sr, image.hr)
+        scores[label] = score(sr, image, vgg)
         if vgg is not None and label in models and models[label].discriminator:
-            judges = vgg["source"], models[label].discriminator
-            row["perceptual"] = networks.perceptual_loss(*judges, sr, image.hr)
+            from networks import CONTENT_LOSSES
+
+            judges = vgg["source"], models[label].discriminator, sr, image.hr
+            loss = metrics.perceptual_loss(*judges, CONTENT_LOSSES["source"])
+            scores[label]["perceptual"] = loss
     return shown, scores
 
 
-def save_pictures(image, shown, scores, output):
+def score_results(files, image, vgg, problems):
+    """Does as `score_models` for other methods' images, a dict of label to path."""
+    shown, scores = {}, {}
+    for label, path in files.items():
+        try:
+            sr, *part = data_loader.read_result(path, *image.hr.shape[:2])
+        except pictures.UnreadableImageError as error:
+            problems.append(f"{path}: {error.reason}")
+            continue
+        shown[label] = metrics.show(sr, image.is_grey)
+        sr, hr = sr[tuple(part)], image.hr[tuple(part)]
+        if hr.shape != image.hr.shape:
+            size = f"{hr.shape[1]}x{hr.shape[0]} px"
+            print(f"{label}, {image.name}: measured on its middle, {size}.")
+        scores[label] = score(sr, image._replace(hr=hr), vgg)
+    return shown, scores
+
+
+def score(sr, image, vgg):
+    """Returns all scores that do not need a discriminator."""
+    scores = metrics.score(sr, image)
+    if vgg is not None:
+        scores["vgg54"] = metrics.feature_distance(vgg["vgg54"], sr, image.hr)
+    return scores
+
+
+def save_pictures(image, shown, scores, models, output):
     """Saves the models' images and a comparison sheet; returns the grid's column."""
-    models = [label for label in shown if label not in metrics.FILTERS]
     for label in models:
         folder = Path(output, "enlarged", label.replace("/", "-"))
         pictures.save_image(shown[label], folder / f"{image.name}.png")
+    others = [label for label in shown if label not in metrics.FILTERS]
     panels, captions = {}, {}
-    for label in ("nearest", "bicubic", *models):
+    for label in ("nearest", "bicubic", *others):
         panels[label] = np.asarray(Image.fromarray(shown[label]).convert("RGB"))
         row = scores[label]
         captions[label] = f"{row['psnr_y']:.2f} dB / {row['ssim_y']:.4f}"
     panels["original"] = pictures.to_uint8(image.hr)
-    detail = figures.find_detail(panels[models[0]], panels["bicubic"])
+    detail = figures.find_detail(panels[[*others, "original"][0]], panels["bicubic"])
     path = Path(output, "sheets", f"{image.name}.png")
     title = f"{image.name}, x{pictures.SCALE}: PSNR / SSIM (Y)"
     figures.save_comparison_sheet(panels, path, captions, detail, title)
     panels["low-resolution"] = pictures.to_uint8(image.lr)
-    rows = *models, "low-resolution", "bicubic", "original"
+    rows = *others, "low-resolution", "bicubic", "original"
     return {label: panels[label] for label in rows}
 
 
 def average(scores):
     """Averages {image: {label: scores}}, and prints which means leave images out."""
     means = {}
-    for label in next(iter(scores.values())):
-        rows = [table[label] for table in scores.values()]
+    for label in dict.fromkeys(label for table in scores.values() for label in table):
+        rows = [table[label] for table in scores.values() if label in table]
         means[label] = metrics.mean_scores(rows)
         for key, (heading, _) in metrics.SCORES.items():
-            values = [row[key] for row in rows if key in row]
-            num_finite = int(np.isfinite(values).sum())
-            if num_finite < len(values):
-                print(f"{label}: mean {heading} of {num_finite} of {len(rows)} images")
+            num_finite = sum(np.isfinite(row.get(key, np.nan)) for row in rows)
+            if key in rows[0] and num_finite < len(scores):
+                print(
+                    f"{label}: mean {heading} of {num_finite} of {len(scores)} images"
+                )
     return means
 
 
@@ -191,6 +192,9 @@ def parse_args(argv=None):
     add("--weights", nargs="+", action="extend", metavar="PATH",
         help="checkpoint folders, weight files or names of shipped weights (default: "
         "weights/training_checkpoints, else the shipped ones)")  # fmt: skip
+    add("--results", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",
+        type=command_line.named_folder,
+        help="other methods' x4 images, paired by name with --hr")  # fmt: skip
     add("--hr", metavar="FOLDER", help="original images (default: datasets/img_test, "
         "else the demo's test images)")  # fmt: skip
     add("--lr", metavar="FOLDER",
@@ -219,14 +223,25 @@ def main(argv=None):
         command_line.check_writable(args.output / "grid.png", "output")
         if args.json:
             command_line.check_writable(args.json, "json")
-        if args.hr is None and Path(TEST_FOLDER).is_dir():
-            args.hr = TEST_FOLDER
+        results = command_line.check_labels(args.results, RESERVED_LABELS)
+        if args.hr is None and Path(data_loader.TEST_FOLDER).is_dir():
+            args.hr = data_loader.TEST_FOLDER
         elif args.hr is None:
-            print(f"There is no folder {TEST_FOLDER}: measuring on the demo's images.")
+            folder = data_loader.TEST_FOLDER
+            print(f"There is no folder {folder}: measuring on the demo's images.")
             args.hr = sample_data.write_sample_dataset()
         pairs, problems = find_pairs(args.hr, args.lr, [args.output])
-        models = load_models(args.weights or _default_weights(), args.precision)
-        vgg = load_vgg(args.vgg_weights)
+        originals = {pair.name: pair.hr for pair in pairs}
+        results = {
+            label: data_loader.match_names(originals, folder, problems)
+            for label, folder in results.items()
+        }
+        if args.weights or args.vgg_weights or not results:
+            with command_line.quiet_imports(__name__):
+                importlib.import_module("networks")
+        weights = args.weights or (() if results else _default_weights())
+        models = load_models(weights, args.precision) if weights else {}
+        vgg = load_vgg(args.vgg_weights) if weights or args.vgg_weights else None
     for label, model in models.items():
         print(f"Weights {label}: {model.path}")
     blur = _choose_blur(args, models)
@@ -235,20 +250,26 @@ def main(argv=None):
     print(protocol, flush=True)
 
     scores, columns = {}, {}
-    bar = command_line.progress_bar(len(pairs), "image")
+    bar = command_line.progress_bar(len(pairs), "image") if models else None
     for number, pair in enumerate(pairs, start=1):
         try:
             image = load_pair(pair, blur)
         except pictures.UnreadableImageError as error:
             problems.append(str(error).removeprefix("Cannot read ").rstrip("."))
             continue
-        shown, table = enlarge_and_score(models, image, vgg, args.tile)
-        column = save_pictures(image, shown, table, args.output)
+        files = {
+            k: found[pair.name] for k, found in results.items() if pair.name in found
+        }
+        shown, table = score_models(models, image, vgg, args.tile)
+        more, rows = score_results(files, image, vgg, problems)
+        shown, table = more | shown, rows | table
+        column = save_pictures(image, shown, table, models, args.output)
         name = f"{pair.name} (grey)" if image.is_grey else pair.name
         scores[name] = table
         if len(columns) < GRID_COLUMNS:
             columns[name] = column
-        bar.update(number)
+        if bar is not None:
+            bar.update(number)
     for problem in problems:
         command_line.warn(f"skipped {problem}.")
     if not scores:
@@ -271,6 +292,8 @@ def main(argv=None):
 
 
 def _default_weights():
+    import checkpoints
+
     try:
         return [checkpoints.find_weights(checkpoints.DEFAULT_FOLDER)]
     except FileNotFoundError:

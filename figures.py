@@ -42,7 +42,8 @@ def save_grid(columns, path, title="", captions=None):
     side = min(GRID_CELL, max(MIN_CELL, (GRID_WIDTH - GAP) // len(columns) - GAP))
     views = [_view_column(column, side) for column in columns]
     rows = [[(caption, BLANK) for caption in captions]] if captions else []
-    rows += [[(label, view[label]) for view in views] for label in views[0]]
+    labels = max(views, key=len)
+    rows += [[(label, view.get(label, BLANK)) for view in views] for label in labels]
     note = f"1:1, at most the central {side} x {side} px; small images repeat pixels"
     _save_page([*rows, [(note, BLANK)]], path, title)
 

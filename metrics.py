@@ -32,6 +32,8 @@ SCORES = {  # key: heading of its column, decimals
     "perceptual": ("perceptual", 5),
     "vgg54": ("VGG54", 2),
 }
+VGG_MAX_PIXELS = 2**21  # of an image to score; each takes about 1 KiB of memory
+EPSILON = 1e-7  # keeps the logarithm finite, as in Keras
 COLUMN = 12  # characters
 FILTERS = ("bicubic", "nearest")  # measured beside every network
 LUMA_OFFSET = 16.0  # 8-bit level of black, ITU-R BT.601
@@ -123,6 +125,27 @@ def score(sr, image):
     """Measures a float image in [-1, 1] against a `TestImage`; adds "mse" (source)."""
     scores = measure(show(sr, image.is_grey), show(image.hr, image.is_grey))
     return scores | {"mse": float(np.mean(np.square(sr - image.hr)))}
+
+
+def feature_distance(vgg, sr, hr):
+    """Returns the mean squared difference of features; NaN for too large an image."""
+    if sr[..., 0].size > VGG_MAX_PIXELS:
+        return math.nan
+    features = [np.asarray(vgg(image[np.newaxis]), "float32") for image in (sr, hr)]
+    return float(np.mean(np.square(features[0] - features[1])))
+
+
+def perceptual_loss(vgg, discriminator, sr, hr, content):
+    """Returns the weighted sum of content and adversarial loss of an image (source).
+
+    NaN if the discriminator only takes crops. `content` is a `networks.ContentLoss`.
+    """
+    if None not in discriminator.input_shape[1:]:
+        return math.nan
+    verdicts = np.asarray(discriminator(sr[np.newaxis], training=False))
+    adversarial = float(-np.mean(np.log(np.maximum(verdicts, EPSILON))))
+    distance = feature_distance(vgg, sr, hr)
+    return content.weight * distance + content.adversarial_weight * adversarial
 
 
 def enlarge_by_filters(image):

@@ -5,7 +5,6 @@
 Builders return uncompiled models, and touch neither files nor the terminal.
 """
 
-import os
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -14,16 +13,18 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from pictures import SCALE
+
 BATCH_NORM_MOMENTUM = 0.8  # source: both networks; Keras's default is 0.99
 LEAKY_SLOPE = 0.2  # paper, Sec. 2.1.1
 # (filters / num_filters, stride); paper, Fig. 4
 DISCRIMINATOR_BLOCKS = ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2))
 DENSE_UNITS_FACTOR = 16  # 1024 units for 64 filters; paper, Fig. 4
+BICUBIC_RADIUS = 2  # LR px
 PATCH_SIZE = 16  # px, stride of the discriminator's patch grid
 
 FEATURE_WEIGHT = 1 / 12.75**2  # = 0.006, paper, Sec. 3.2
 TOTAL_VARIATION_WEIGHT = 2e-8  # SRResNet-VGG22; paper, Sec. 3.4
-VGG_MAX_PIXELS = 2**21  # of an image to score; each takes about 1 KiB of memory
 VGG_WEIGHTS_FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
@@ -208,69 +209,113 @@ class Network(NamedTuple):
 
 def build_network(network):
     """Builds the generator that a `Network` describes."""
-    if network.name != "source":
-        raise ValueError(f"Unknown network {network.name!r}. Known: 'source'.")
-    return build_generator(*network[1:])
+    name, num_residual_blocks, num_filters = network
+    if name in ("source", "paper"):
+        return build_generator(num_residual_blocks, num_filters, name == "paper")
+    if name in ("srcnn", "espcn"):
+        return build_srcnn() if name == "srcnn" else build_espcn()
+    raise ValueError(f"Unknown network {name!r}. Known: source, paper, srcnn, espcn.")
 
 
-def build_generator(num_residual_blocks=16, num_filters=64):
+def build_generator(num_residual_blocks=16, num_filters=64, is_paper=False):
     """Builds the generator (SRResNet), x4 (source; paper: Sec. 2.1.1, Fig. 4).
 
     Args:
         num_residual_blocks: int >= 0, number of residual blocks.
         num_filters: int >= 1, channels of the residual trunk.
+        is_paper: bool; `True` builds the paper's network, `False` the source's.
 
     Returns:
         An uncompiled `keras.Model`: `(n, h, w, 3)` RGB in [-1, 1] to
         `(n, 4h, 4w, 3)` in [-1, 1]; 2,042,691 parameters by default.
     """
-    lr = keras.Input((None, None, 3), name="lr")
-    # Paper: PReLU. Source: ReLU, here and in the blocks.
-    skip = features = _convolution(num_filters, 9, activation="relu")(lr)
+    lr = images = keras.Input((None, None, 3), name="lr")
+    if is_paper:
+        images = layers.Rescaling(0.5, 0.5)(lr)  # to [0, 1]; paper, Sec. 3.2
+    # Paper: PReLU, after batch normalization. Source: ReLU, before it.
+    activation = _prelu if is_paper else layers.ReLU
+    order = (BatchNormalization, activation)[:: 1 if is_paper else -1]
+    skip = features = activation()(_convolution(num_filters, 9)(images))
     for _ in range(num_residual_blocks):
-        # Source: ReLU before batch normalization. Paper: after it.
-        block = _convolution(num_filters, activation="relu")(features)
-        block = BatchNormalization()(block)
-        block = _convolution(num_filters)(block)
-        features = layers.Add()([BatchNormalization()(block), features])
-    features = _convolution(num_filters)(features)
-    features = layers.Add()([BatchNormalization()(features), skip])
-    # Paper: sub-pixel convolutions. Source: nearest-neighbour upsampling after
-    # the convolution. ReLU commutes with it, so it comes first, on fewer pixels.
-    features = _convolution(4 * num_filters, activation="relu")(features)
-    # (n, h, w, 4f) -> (n, 2h, 2w, 4f) -> (n, 4h, 4w, 3)
-    features = UpsampleConv2D(4 * num_filters, 3, activation="relu")(features)
-    features = UpsampleConv2D(3, 9)(features)
-    sr = layers.Activation("tanh", dtype=keras.config.floatx(), name="sr")(features)
+        block = _convolution(num_filters)(features)
+        for layer in order:
+            block = layer()(block)
+        block = BatchNormalization()(_convolution(num_filters)(block))
+        features = layers.Add()([block, features])
+    features = BatchNormalization()(_convolution(num_filters)(features))
+    features = layers.Add()([features, skip])
+    # (n, h, w, f) -> (n, 2h, 2w, 4f) -> (n, 4h, 4w, 3)
+    if is_paper:
+        for _ in range(2):
+            features = _convolution(4 * num_filters)(features)
+            features = _prelu()(ops.depth_to_space(features, 2))
+        features = _convolution(3, 9)(features)
+    else:
+        # Paper: sub-pixel convolutions. Source: nearest-neighbour upsampling after
+        # the convolution. ReLU commutes with it, so it comes first, on fewer pixels.
+        features = _convolution(4 * num_filters, activation="relu")(features)
+        features = UpsampleConv2D(4 * num_filters, 3, activation="relu")(features)
+        features = UpsampleConv2D(3, 9)(features)
+    network = "paper" if is_paper else "source", num_residual_blocks, num_filters
+    return _finish_generator(lr, features, network, "tanh")
+
+
+def build_srcnn():
+    """Builds SRCNN 9-5-5 (Dong et al. 2016), x4, on RGB; shapes of `build_generator`.
+
+    The bicubic enlargement is part of the network; it is Pillow's except for rounding.
+    """
+    lr = keras.Input((None, None, 3), name="lr")
+    features = layers.UpSampling2D(SCALE, interpolation="bicubic")(lr)
+    # Paper: luminance only, as in ESPCN; here RGB.
+    features = _convolution(64, 9, activation="relu")(features)
+    features = _convolution(32, 5, activation="relu")(features)
+    return _finish_generator(lr, _convolution(3, 5)(features), ("srcnn", 0, 64))
+
+
+def build_espcn():
+    """Builds ESPCN 5-3-3 (Shi et al. 2016), x4, on RGB; shapes of `build_generator`."""
+    lr = keras.Input((None, None, 3), name="lr")
+    features = _convolution(64, 5, activation="tanh")(lr)
+    features = _convolution(32, activation="tanh")(features)
+    sr = ops.depth_to_space(_convolution(3 * SCALE**2)(features), SCALE)
+    return _finish_generator(lr, sr, ("espcn", 0, 64))
+
+
+def _finish_generator(lr, features, network, activation="linear"):
+    sr = layers.Activation(activation, dtype=keras.config.floatx(), name="sr")(features)
     generator = keras.Model(lr, sr, name="generator")
-    generator.network = Network("source", num_residual_blocks, num_filters)._asdict()
+    generator.network = Network(*network)._asdict()
     return generator
 
 
-def build_discriminator(num_filters=64):
-    """Builds the PatchGAN discriminator (source; paper: Sec. 2.1.1, Fig. 4).
+def build_discriminator(num_filters=64, crop_size=None):
+    """Builds the discriminator (source: PatchGAN; paper: Sec. 2.1.1, Fig. 4).
 
     Args:
         num_filters: int >= 1, channels of the first convolution.
+        crop_size: int, side of the only images that the paper's network judges, in px;
+            `None` builds the source's, for any size.
 
     Returns:
-        An uncompiled `keras.Model`: `(n, h, w, 3)` RGB in [-1, 1] to
-        `(n, ceil(h / 16), ceil(w / 16), 1)`, the probability that a patch is
-        of an original image; 5,219,137 parameters by default.
+        An uncompiled `keras.Model`: `(n, h, w, 3)` RGB in [-1, 1] to the probability
+        that a patch, `(n, ceil(h / 16), ceil(w / 16), 1)`, is of an original image;
+        5,219,137 parameters by default. The paper's judges whole images, `(n, 1)`.
     """
-    images = keras.Input((None, None, 3), name="images")
-    features = _convolution(num_filters)(images)
-    features = layers.LeakyReLU(LEAKY_SLOPE)(features)
+    images = keras.Input((crop_size, crop_size, 3), name="images")
+    features = _leaky_relu()(_convolution(num_filters)(images))
+    # Source: LeakyReLU before batch normalization. Paper: after it.
+    order = (BatchNormalization, _leaky_relu)[:: 1 if crop_size else -1]
     for factor, stride in DISCRIMINATOR_BLOCKS:
         features = _convolution(factor * num_filters, strides=stride)(features)
-        # Source: LeakyReLU before batch normalisation. Paper: after it.
-        features = layers.LeakyReLU(LEAKY_SLOPE)(features)
-        features = BatchNormalization()(features)
-    # Paper: one probability an image, from a flattened 96 x 96 crop.
+        for layer in order:
+            features = layer()(features)
+    # Paper: one probability per image, from a flattened 96 x 96 crop.
     # Source: dense layers at each position, so that any size is accepted.
+    if crop_size:
+        features = layers.Flatten()(features)
     features = layers.Dense(DENSE_UNITS_FACTOR * num_filters)(features)
-    features = layers.LeakyReLU(LEAKY_SLOPE)(features)
-    logits = layers.Dense(1)(features)
+    logits = layers.Dense(1)(_leaky_relu()(features))
     real = layers.Activation("sigmoid", dtype=keras.config.floatx(), name="real")
     return keras.Model(images, real(logits), name="discriminator")
 
@@ -337,28 +382,6 @@ class TotalVariation(layers.Layer):
         return images
 
 
-def feature_distance(vgg, sr, hr):
-    """Returns the mean squared difference of features; NaN for too large an image."""
-    if sr[..., 0].size > VGG_MAX_PIXELS:
-        return float("nan")
-    features = [np.asarray(vgg(image[np.newaxis]), "float32") for image in (sr, hr)]
-    return float(np.mean(np.square(features[0] - features[1])))
-
-
-def perceptual_loss(vgg, discriminator, sr, hr, content=CONTENT_LOSSES["source"]):
-    """Returns the weighted sum of content and adversarial loss of an image (source)."""
-    verdicts = np.asarray(discriminator(sr[np.newaxis], training=False))
-    adversarial = -np.mean(np.log(np.maximum(verdicts, keras.config.epsilon())))
-    distance = feature_distance(vgg, sr, hr)
-    return content.weight * distance + content.adversarial_weight * float(adversarial)
-
-
-def cached_vgg_weights():
-    """Returns the path at which Keras keeps VGG19's weights once downloaded."""
-    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
-    return Path(home, "models", VGG_WEIGHTS_FILE)
-
-
 def batch_norm_layers(model):
     """Returns the list of a model's batch-norm layers."""
     return [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
@@ -376,20 +399,31 @@ def average_batch_norm(model, images, count):
 def receptive_field_radius(generator):
     """Counts how many LR pixels beside a pixel its enlargement depends on.
 
-    Each convolution of side k reaches (k - 1) / 2 pixels further; upsampling halves
+    Each convolution of side k reaches (k - 1) / 2 pixels further; upsampling shrinks
     pixels. 40 for the source's network.
     """
     radius, pixel = 0.0, 1.0
-    for layer in generator.layers:
-        if isinstance(layer, UpsampleConv2D):
+    for operation in generator.operations:
+        if isinstance(operation, layers.UpSampling2D):  # SRCNN's bicubic one
+            radius, pixel = BICUBIC_RADIUS, 1 / SCALE
+        if isinstance(operation, UpsampleConv2D):
             pixel /= 2
-        if isinstance(layer, layers.Conv2D):
-            radius += pixel * (layer.kernel_size[0] // 2)
+        if isinstance(operation, layers.Conv2D):
+            radius += pixel * (operation.kernel_size[0] // 2)
+        pixel /= getattr(operation, "block_size", 1)  # of `depth_to_space`
     return int(np.ceil(radius))
 
 
 def _convolution(filters, kernel_size=3, **kwargs):
     return layers.Conv2D(filters, kernel_size, padding="same", **kwargs)
+
+
+def _prelu():
+    return layers.PReLU(shared_axes=[1, 2])  # one slope per channel
+
+
+def _leaky_relu():
+    return layers.LeakyReLU(LEAKY_SLOPE)
 
 
 def _load_vgg19(weights):

@@ -31,6 +31,7 @@ PRESETS = {
         "train_interval": 50,
         "content_loss": "source",
         "pretrain_loss": "mse",
+        "network": "source",
         "num_residual_blocks": 16,
         "num_filters": 64,
         "discriminator_bn": "moving",
@@ -50,6 +51,7 @@ PRESETS["paper"] = PRESETS["source"] | {
     "pretrain_interval": 5_000,
     "train_interval": 1_000,
     "content_loss": "vgg54",
+    "network": "paper",
     "schedule": "step",
 }
 # A network so small that it learns something in the minutes of a demo.
@@ -78,6 +80,7 @@ PRESETS["pretrained"] = PRESETS["paper"] | {
     "pretrain_interval": 500,
     "train_interval": 250,
     "content_loss": "vgg54_pixel",
+    "network": "source",
     "discriminator_bn": "fixed",
     "bn_freeze_step": 1_500,
     "learning_rate": 3e-4,
@@ -135,7 +138,8 @@ def _build_parser():
     add("--content-loss", choices=("source", "mse", "vgg22", "vgg54", "vgg54_pixel"),
         help="VGG19 features, or pixels, that images are compared by")  # fmt: skip
     add("--pretrain-loss", choices=("mse", "vgg22"), help="loss of pre-training")
-    add("--network", choices=("source",), default="source", help="generator")
+    add("--network", choices=("source", "paper", "srcnn", "espcn"),
+        help="generator, and with paper its discriminator, too")  # fmt: skip
     add("--discriminator-bn", choices=("moving", "batch", "fixed"),
         help="statistics that the frozen discriminator normalizes by")  # fmt: skip
     add("--bn-freeze-step", type=non_negative_int, metavar="N",

@@ -31,6 +31,7 @@ with command_line.quiet_imports(__name__):
 
 SOURCE = PRESETS["source"]
 ADAM_BETA_1 = 0.9  # paper, Sec. 3.2
+PAPER_CROP = PRESETS["paper"]["crop_size"]  # which its discriminator is built for
 STEP_FACTOR = 0.1  # of the learning rate, after half of the steps; paper, Sec. 3.2
 COSINE_FLOOR = 0.02  # last learning rate of the cosine, as a share of the first
 NUM_STATISTICS_BATCHES = 50  # that batch-norm statistics are averaged over
@@ -43,8 +44,11 @@ class SRGAN:
     for `content_loss="mse"`) and `combined`, the model of the generator's step: LR
     image to the discriminator's verdict and the features of the generated image. The
     loops also read `schedule` (`"constant"`: source; `"step"`: paper; `"cosine"`),
-    `train_rate_factor` (of adversarial training's learning rate) and `bn_freeze_step`
-    (the pre-training step that fixes the generator's batch-norm statistics; 0: never).
+    `train_rate_factor` (of adversarial training's learning rate), `bn_freeze_step`
+    (the pre-training step that fixes the generator's batch-norm statistics; 0: never)
+    and `discriminator_bn`, what the frozen discriminator normalizes by: `"moving"`
+    averages (source), `"batch"`, the generated batch's own statistics, or `"fixed"`,
+    those of the first batches, which its own steps then use, too.
 
     Args:
         content_loss: str, a key of `networks.CONTENT_LOSSES`.
@@ -52,12 +56,10 @@ class SRGAN:
             only); see `networks.build_feature_extractor`.
         learning_rate: float > 0, of each Adam.
         pretrain_loss: `"mse"`, or `"vgg22"` (the paper's SRResNet-VGG22).
-        num_residual_blocks: int >= 0, of the generator.
-        num_filters: int >= 1, of both networks.
-        discriminator_bn: what the frozen discriminator normalizes by in the generator's
-            step: `"moving"`, its moving averages (source), `"batch"`, the generated
-            batch's own statistics, or `"fixed"`, those of the first batches, which its
-            own steps then use, too.
+        num_residual_blocks: int >= 0, of the source's and the paper's generator.
+        num_filters: int >= 1, of the same, and of the discriminator.
+        network: `"source"`, `"paper"`, whose discriminator only takes HR crops of
+            `PAPER_CROP` px, `"srcnn"` or `"espcn"`, both with the source's.
     """
 
     def __init__(
@@ -68,21 +70,20 @@ class SRGAN:
         pretrain_loss="mse",
         num_residual_blocks=16,
         num_filters=64,
-        discriminator_bn="moving",
+        network="source",
     ):
         if pretrain_loss not in ("mse", "vgg22"):
             raise ValueError(f"Unknown pretrain_loss {pretrain_loss!r}.")
-        if discriminator_bn not in ("moving", "batch", "fixed"):
-            raise ValueError(f"Unknown discriminator_bn {discriminator_bn!r}.")
         self.learning_rate = learning_rate
-        self.discriminator_bn = discriminator_bn
+        self.discriminator_bn = "moving"
         self.schedule = "constant"
         self.train_rate_factor = 1.0
         self.bn_freeze_step = 0
-        self.generator = networks.build_generator(num_residual_blocks, num_filters)
-        self.discriminator = networks.build_discriminator(num_filters)
-        for layer in networks.batch_norm_layers(self.discriminator):
-            layer.uses_batch_when_frozen = discriminator_bn == "batch"
+        network = networks.Network(network, num_residual_blocks, num_filters)
+        self.generator = networks.build_network(network)
+        self._judges_crops = network.name == "paper"
+        crop_size = PAPER_CROP if self._judges_crops else None
+        self.discriminator = networks.build_discriminator(num_filters, crop_size)
         self._is_distributed = distribution.is_active()
         distribution.synchronize_batch_norm(self.generator, self.discriminator)
         build_features = networks.build_content_features
@@ -106,7 +107,8 @@ class SRGAN:
     def _build_discriminator_trainer(self):
         image, verdict = self.discriminator.inputs[0], self.discriminator.outputs[0]
         # Source: least squares. Paper: binary cross-entropy (Sec. 2.1, eq. 2).
-        return self._compile(image, verdict, "mse", metrics=[_probability])
+        loss = "binary_crossentropy" if self._judges_crops else "mse"
+        return self._compile(image, verdict, loss, metrics=[_probability])
 
     def _build_combined(self):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
@@ -185,6 +187,8 @@ class SRGAN:
         # Source: frozen, its batch norm runs on moving averages of originals and
         # generated images alike, by which it can hardly tell them apart.
         self.discriminator.trainable = False
+        for layer in networks.batch_norm_layers(self.discriminator):
+            layer.uses_batch_when_frozen = self.discriminator_bn == "batch"
         losses = self.combined.train_on_batch(lr, targets)
         names = ("g_loss", "g_adversarial", "g_content", "g_pixel")
         return dict(zip(names, map(float, losses), strict=False))
@@ -200,6 +204,8 @@ class SRGAN:
         return model.predict_on_batch(images)
 
     def _patch_labels(self, hr):
+        if self._judges_crops:
+            return np.ones((len(hr), 1), keras.config.floatx())
         # Source: floor(side / 16), which fits some sizes only.
         height, width = (-(-side // networks.PATCH_SIZE) for side in hr.shape[1:3])
         return np.ones((len(hr), height, width, 1), keras.config.floatx())
@@ -344,7 +350,7 @@ class SRGAN:
             scores = metrics.score(sr, image)
             if self.vgg is not None:
                 judges = self.vgg, self.discriminator
-                loss = networks.perceptual_loss(*judges, sr, image.hr, self.content)
+                loss = metrics.perceptual_loss(*judges, sr, image.hr, self.content)
                 scores["perceptual"] = loss
             results.append((to_uint8(sr), scores))
         return results
@@ -404,6 +410,11 @@ def _set_up(args, stack):
         command_line.check_writable(args.images_dir / "grid", "images_dir")
         stack.enter_context(checkpoints.lock(args.weights_dir))
     print(command_line.describe_device())
+    if args.network == "paper" and args.train_steps and args.crop_size != PAPER_CROP:
+        raise ValueError(
+            f"The paper's discriminator takes crops of {PAPER_CROP} px, not "
+            f"{args.crop_size}. Pass --crop-size {PAPER_CROP}, or --network source."
+        )
     if args.is_sample:
         print(f"No --dataset: training on generated images, preset {args.preset}.")
         sample_data.write_sample_dataset()
@@ -439,9 +450,9 @@ def _build_gan(args):
         networks.make_deterministic()
     content_loss = args.content_loss if args.train_steps else "mse"
     losses = content_loss, args.vgg_weights, args.learning_rate, args.pretrain_loss
-    sizes = args.num_residual_blocks, args.num_filters, args.discriminator_bn
+    sizes = args.num_residual_blocks, args.num_filters, args.network
     gan = SRGAN(*losses, *sizes)
-    for name in ("schedule", "train_rate_factor", "bn_freeze_step"):
+    for name in ("schedule", "train_rate_factor", "bn_freeze_step", "discriminator_bn"):
         setattr(gan, name, getattr(args, name))
     return gan
 

@@ -39,8 +39,8 @@ with distribution.join_workers() as workers:
     keras.config.set_dtype_policy(dtype)
     keras.utils.set_random_seed(0)
     with workers.scope():
-        gan = SRGAN(vgg_weights=None, num_residual_blocks=1, num_filters=4,
-                    discriminator_bn=discriminator_bn)
+        gan = SRGAN(vgg_weights=None, num_residual_blocks=1, num_filters=4)
+    gan.discriminator_bn = discriminator_bn
     random = np.random.default_rng(5)
     for model in (gan.generator, gan.discriminator, gan.vgg):
         for variable in model.variables:

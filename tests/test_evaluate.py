@@ -310,6 +310,52 @@ def test_perceptual_scores(run, pair_folders, tmp_path):
     assert "perceptual" not in bicubic
 
 
+def test_results_of_other_methods(run, pair_folders, tmp_path):
+    """Papers publish results without some border, under names of their own."""
+    hr, _ = pair_folders
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name, left, right in (("0_SRCNN", 0, 0), ("1x4", 4, 2)):
+        image = Image.open(hr / f"{name[0]}.png").convert("RGB")
+        image = image.crop((left, 6, image.width - right, image.height - 6))
+        image.point(lambda level: level ^ 1).save(folder / f"{name}.png")
+    code, out, error = run("--hr", hr, "--results", f"A={folder}", default=())
+    assert (code, error) == (0, "")
+    assert "A, 0: measured on its middle" in out
+    # Levels that are off by one, where the crop was symmetric.
+    assert read_table(out)["0"]["A"][2] == "48.13"
+    assert float(read_table(out)["1"]["A"][2]) < 40
+    shown = np.asarray(Image.open("images/evaluation/grid.png"))
+    assert shown.std() > 0
+    (folder / "1x4.png").unlink()
+    arguments = ("--hr", hr, "--results", f"A={folder}", "--json", "s.json")
+    code, out, error = run(*arguments, "--weights", "srresnet-bicubic")
+    assert (code, list(read_json()["images"]["1"])) == (
+        1,
+        ["srresnet-bicubic", "bicubic", "nearest"],
+    )
+    assert "A: mean PSNR Y of 1 of 2 images" in out
+    assert f"skipped {hr / '1.png'}: no image of that name in {folder}." in error
+    Image.new("RGB", (8, 8)).save(folder / "0_SRCNN.png")
+    code, out, error = run("--hr", hr, "--results", f"A={folder}", default=())
+    assert code == 1
+    assert "8x8 px, but the original" in error
+
+
+@pytest.mark.slow
+def test_results_need_no_keras(pair_folders):
+    """The import takes seconds, which results that exist do not need."""
+    hr, lr = pair_folders
+    program = (
+        "import sys, evaluate; evaluate.main(sys.argv[1:]); "
+        "print('keras' in sys.modules, 'tensorflow' in sys.modules)"
+    )
+    arguments = ("--hr", hr, "--results", f"A={hr}", "--output", lr / "out")
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.endswith("False False\n")
+
+
 @pytest.mark.slow
 def test_weights_of_the_source_script(tmp_path):
     """Users of the source would lose their trained models."""
@@ -341,12 +387,15 @@ def test_mistakes_take_one_line(run, pair_folders, tmp_path):
         ("No image in", "--hr", "."),
         ("No image in .* can be measured", "--hr", other),
         ("There is no folder", "--lr", text),
-        ("has the name of one in", "--lr", other),
+        ("has the name of an original, such as 0", "--lr", other),
         ("Cannot write to", "--output", text),
         ("Cannot write to", "--json", text / "s.json"),
         ("it is a directory", "--json", other),
         ("There is no VGG19 weights file", "--vgg-weights", missing),
         ("does not hold VGG19 weights", "--vgg-weights", text),
+        ("'x' is not NAME=FOLDER", "--results", "x"),
+        ("There is no folder", "--results", f"x={missing}"),
+        ("The name 'bicubic' is taken", "--results", f"bicubic={lr}"),
     ):
         code, _, error = run("--hr", hr, *arguments)
         assert code == 2

@@ -6,7 +6,9 @@ from unittest.mock import Mock
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
+import metrics
 import networks
 
 to_numpy = keras.ops.convert_to_numpy  # detaches any backend's tensors
@@ -39,6 +41,15 @@ def test_parameter_counts_are_the_sources():
     assert networks.build_discriminator().count_params() == 5_219_137
 
 
+def test_parameter_counts_are_the_papers():
+    """By hand from Fig. 4 of the paper, and from the papers of SRCNN and ESPCN."""
+    counts = {"paper": 1_554_883, "srcnn": 69_251, "espcn": 37_200}
+    for name, count in counts.items():
+        network = networks.Network(name)
+        assert networks.build_network(network).count_params() == count, name
+    assert networks.build_discriminator(crop_size=96).count_params() == 23_569_217
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 9)])
 def test_generator_enlarges_any_size_by_four(size):
     """A network with a fixed input size could not enlarge photographs."""
@@ -61,6 +72,10 @@ def test_network_can_be_built_from_its_description():
     generator = networks.build_generator(num_residual_blocks=2, num_filters=4)
     copy = networks.build_network(networks.Network(**generator.network))
     assert [w.shape for w in copy.weights] == [w.shape for w in generator.weights]
+    for name in ("paper", "srcnn", "espcn"):
+        generator = networks.build_network(networks.Network(name, 1, 4))
+        copy = networks.build_network(networks.Network(**generator.network))
+        assert [w.shape for w in copy.weights] == [w.shape for w in generator.weights]
     with pytest.raises(ValueError, match="Unknown network 'edsr'"):
         networks.build_network(networks.Network("edsr"))
 
@@ -201,17 +216,37 @@ def test_averaged_statistics_are_the_mean_of_the_batches():
     assert layer.momentum == networks.BATCH_NORM_MOMENTUM
 
 
-def test_receptive_field_is_what_the_output_depends_on():
+@pytest.mark.parametrize("name", ["source", "paper", "srcnn", "espcn"])
+def test_receptive_field_is_what_the_output_depends_on(name):
     """Tiles with less context than this have seams; with more, they take longer."""
-    generator = networks.build_generator(num_residual_blocks=2, num_filters=2)
-    randomize(generator, scale=1.0)
+    generator = networks.build_network(networks.Network(name, 2, 2))
+    randomize(generator, scale=0.3 if name in ("srcnn", "espcn") else 1.0)
     radius = networks.receptive_field_radius(generator)
     assert networks.receptive_field_radius(networks.build_generator()) == 40
     lr = np.zeros((1, 1, 2 * radius + 5, 3), "float32")
     before, lr[0, 0, 0] = to_numpy(generator(lr)), 1.0
     difference = np.abs(to_numpy(generator(lr)) - before)
     reached = np.flatnonzero(difference.max((0, 1, 3)))
-    assert reached.max() < 4 * (radius + 1)
+    assert 2 * radius < reached.max() < 4 * (radius + 1)
+
+
+def test_srcnn_enlarges_as_pillow_does():
+    """SRCNN refines Pillow's bicubic image; TensorFlow's differs by up to 11 levels."""
+    enlarge = networks.build_network(networks.Network("srcnn")).layers[1]
+    image = np.random.default_rng(0).uniform(-1, 1, (5, 7)).astype("float32")
+    expected = Image.fromarray(image).resize((28, 20), Image.Resampling.BICUBIC)
+    lr = np.repeat(image[None, ..., None], 3, axis=-1)
+    np.testing.assert_allclose(to_numpy(enlarge(lr))[0, ..., 1], expected, atol=1e-6)
+
+
+def test_paper_discriminator_judges_whole_crops():
+    """A verdict for each patch is the source's; other sizes need other weights."""
+    discriminator = networks.build_discriminator(num_filters=2, crop_size=32)
+    assert discriminator(np.zeros((2, 32, 32, 3), "float32")).shape == (2, 1)
+    kinds = [type(layer).__name__ for layer in discriminator.layers[3:6]]
+    assert kinds == ["Conv2D", "BatchNormalization", "LeakyReLU"]
+    with pytest.raises(ValueError, match=r"expected shape=.*32"):
+        discriminator(np.zeros((2, 48, 48, 3), "float32"))
 
 
 def test_features_are_frozen_and_cut_by_name():
@@ -276,10 +311,12 @@ def test_perceptual_loss_by_hand():
     """Swapped weights give a figure that looks just as plausible."""
     sr, hr = np.full((8, 8, 3), 0.5, "float32"), np.zeros((8, 8, 3), "float32")
     judge = Mock(return_value=np.full((1, 1, 1, 1), 0.5))
-    loss = networks.perceptual_loss(np.array, judge, sr, hr)
+    judge.input_shape = (None, None, None, 3)
+    content = networks.CONTENT_LOSSES["source"]
+    loss = metrics.perceptual_loss(np.array, judge, sr, hr, content)
     assert loss == pytest.approx(0.25 / 12.75**2 + 1e-3 * math.log(2))
     huge = np.broadcast_to(np.float32(0), (2**11, 2**10 + 1, 3))
-    assert math.isnan(networks.feature_distance(None, huge, huge))
+    assert math.isnan(metrics.feature_distance(None, huge, huge))
 
 
 def test_feature_distance_in_mixed_precision():
@@ -291,5 +328,5 @@ def test_feature_distance_in_mixed_precision():
         keras.config.set_dtype_policy(policy)
         vgg = networks.build_feature_extractor("block2_conv2", weights=None)
         keras.config.set_dtype_policy("float32")
-        distances.append(networks.feature_distance(vgg, *images))
+        distances.append(metrics.feature_distance(vgg, *images))
     assert distances[1] == pytest.approx(distances[0], rel=0.02)

@@ -107,4 +107,4 @@ def test_flags_reach_the_networks(build_gan, monkeypatch):
     assert (len(calls), gan.bn_freeze_step) == (1, 7)
     assert float(np.asarray(gan.pretrainer.optimizer.learning_rate)) == 0.5
     assert gan.generator.layers[1].compute_dtype == "bfloat16"
-    assert networks.batch_norm_layers(gan.discriminator)[0].uses_batch_when_frozen
+    assert gan.discriminator_bn == "batch"

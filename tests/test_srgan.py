@@ -100,7 +100,8 @@ def test_each_step_moves_its_own_network_only(gan):
 
 def test_discriminator_bn_of_the_batch():
     """The flag would do nothing, or let the generator's step move the discriminator."""
-    gan = SRGAN(content_loss="mse", discriminator_bn="batch", **TINY)
+    gan = SRGAN(content_loss="mse", **TINY)
+    gan.discriminator_bn = "batch"
     lr, hr = draw_batch()
     for seed in range(3):
         gan.train_discriminator_on_batch(*draw_batch(seed))
@@ -118,7 +119,8 @@ def test_discriminator_bn_of_the_batch():
 
 def test_fixed_discriminator_bn(loader, run):
     """Each step would judge by other statistics, or training would move them."""
-    gan = SRGAN(content_loss="mse", discriminator_bn="fixed", **TINY)
+    gan = SRGAN(content_loss="mse", **TINY)
+    gan.discriminator_bn = "fixed"
     gan.train(loader, 1, 1, 2, run)
     before = snapshot(gan.discriminator)
     lr, hr = draw_batch()
@@ -192,19 +194,23 @@ def test_feature_pre_training():
 
 
 @pytest.mark.parametrize(
-    ("content_loss", "pretrain_loss", "discriminator_bn"),
+    ("content_loss", "pretrain_loss", "discriminator_bn", "network"),
     [
-        ("mse", "mse", "moving"),
-        pytest.param("source", "vgg22", "batch", marks=pytest.mark.slow),
+        ("mse", "mse", "moving", "source"),
+        pytest.param("source", "vgg22", "batch", "source", marks=pytest.mark.slow),
+        pytest.param("mse", "mse", "fixed", "espcn", marks=pytest.mark.slow),
     ],
 )
-def test_steps_compile_under_xla(content_loss, pretrain_loss, discriminator_bn):
+def test_steps_compile_under_xla(
+    content_loss, pretrain_loss, discriminator_bn, network
+):
     """On GPUs Keras compiles by XLA, where an operation may fail or differ."""
     results = []
     for is_compiled in (False, True):
         keras.utils.set_random_seed(0)
         losses = (content_loss, None, 0.1, pretrain_loss)
-        gan = SRGAN(*losses, *TINY.values(), discriminator_bn)
+        gan = SRGAN(*losses, *TINY.values(), network)
+        gan.discriminator_bn = discriminator_bn
         for trainer in (gan.pretrainer, gan.discriminator_trainer, gan.combined):
             # With Adam's own, the first update is the gradient's sign: rounding shows.
             trainer.optimizer.epsilon = 1.0
@@ -266,7 +272,7 @@ def test_precisions_resume(precision, loader, run):
         assert float(gans[1].pretrainer.optimizer.dynamic_scale) == 8.0
 
 
-@pytest.mark.parametrize("name", ["content_loss", "pretrain_loss", "discriminator_bn"])
+@pytest.mark.parametrize("name", ["content_loss", "pretrain_loss", "network"])
 def test_unknown_losses_are_named(name):
     """A typing error must not train something else."""
     with pytest.raises(ValueError, match=r"Unknown .*'vgg99'"):

@@ -51,7 +51,8 @@ class FakeGenerator:
     """Enlarges by repeating pixels, times `gain`, and notes the shapes it gets."""
 
     def __init__(self, generator, gain=1):
-        self.layers, self.gain, self.shapes = generator.layers, gain, set()
+        self.operations, self.gain = generator.operations, gain
+        self.shapes = set()
 
     def predict_on_batch(self, lr):
         self.shapes.add(lr.shape)

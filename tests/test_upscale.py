@@ -19,8 +19,8 @@ from tiling import enlarge
 class Repeater:
     """Stands in for the generator: repeats pixels, so that results are foreseeable."""
 
-    def __init__(self, layers):
-        self.layers = layers
+    def __init__(self, operations):
+        self.operations = operations
         self.inputs = []
 
     def predict_on_batch(self, lr):
@@ -35,7 +35,7 @@ def network():
 
 @pytest.fixture
 def repeater(network):
-    return Repeater(network.layers)
+    return Repeater(network.operations)
 
 
 @pytest.fixture
