@@ -125,48 +125,39 @@ def read_ratings(path, key):
     return rater, ratings
 
 
-def is_calibrated(ratings, items):
-    """Tells whether a rater gave the examples about the scores that they stand for."""
-    scores = {ORIGINAL: [], NEAREST: []}
+def sort_ratings(ratings, items):
+    """Returns mean scores of items, differences of repeats, and calibration means."""
+    given = {RATING: {}, CALIBRATION: {}}
     for item, score in ratings:
-        if items[item]["part"] == CALIBRATION:
-            scores[items[item]["method"]].append(score)
-    originals, nearest = scores[ORIGINAL] or [5], scores[NEAREST] or [1]
-    is_low = np.mean(nearest) <= HIGHEST_NEAREST
-    return bool(is_low and np.mean(originals) >= LOWEST_ORIGINAL)
+        entry = items[item]
+        key = item if entry["part"] == RATING else entry["method"]
+        given[entry["part"]].setdefault(key, []).append(score)
+    rated = given[RATING].values()
+    differences = [max(scores) - min(scores) for scores in rated if len(scores) > 1]
+    means = {
+        part: {key: float(np.mean(scores)) for key, scores in groups.items()}
+        for part, groups in given.items()
+    }
+    return means[RATING], differences, means[CALIBRATION]
 
 
-def average_repeats(ratings, items):
-    """Returns {item: mean score} without examples, and repeated items' differences."""
-    scores = {}
-    for item, score in ratings:
-        if items[item]["part"] == RATING:
-            scores.setdefault(item, []).append(score)
-    differences = [max(given) - min(given) for given in scores.values() if given[1:]]
-    return {item: float(np.mean(given)) for item, given in scores.items()}, differences
+def group_scores(panel, items, dataset=None):
+    """Regroups {rater: {item: score}} as {method: {rater: {image: score}}}."""
+    groups = {}
+    for rater, scores in panel.items():
+        for item, score in scores.items():
+            entry = items[item]
+            if dataset in (None, entry["set"]):
+                raters = groups.setdefault(entry["method"], {})
+                raters.setdefault(rater, {})[entry["image"]] = score
+    return groups
 
 
-def mean_opinion(panel, items, dataset=None):
-    """Computes mean opinion scores, and their 95 % intervals over raters.
-
-    Args:
-        panel: dict of rater to {item: score}.
-        items: dict of item to its entry in the study's key.
-        dataset: str, the only data set that counts, or `None` for all.
-
-    Returns:
-        dict of method to `mean`, `low`, `high` (`None` for a single rater) and `count`,
-        the number of scores; best first.
-    """
-    scores = {}  # {method: {rater: scores}}
-    for rater, rated in panel.items():
-        for item, score in rated.items():
-            if dataset in (None, items[item]["set"]):
-                raters = scores.setdefault(items[item]["method"], {})
-                raters.setdefault(rater, []).append(score)
+def mean_opinion(groups):
+    """Returns each method's mean opinion score and its 95 % interval over raters."""
     table = {}
-    for method, raters in scores.items():
-        means = [np.mean(given) for given in raters.values()]
+    for method, raters in groups.items():
+        means = [np.mean(list(scores.values())) for scores in raters.values()]
         mean, low, high = float(np.mean(means)), None, None
         if len(means) > 1:
             margin = float(INTERVAL * np.std(means, ddof=1) / np.sqrt(len(means)))
@@ -176,36 +167,31 @@ def mean_opinion(panel, items, dataset=None):
     return dict(sorted(table.items(), key=lambda row: -row[1]["mean"]))
 
 
-def compare_methods(panel, items):
-    """Tests each pair of methods by Wilcoxon's signed-rank test, two-sided.
-
-    Pairs are the scores that a rater gave to two versions of an image. Returns the p of
-    each pair of methods, or `None` without SciPy.
-    """
+def compare_methods(groups):
+    """Returns each pair's p by Wilcoxon's signed-rank test; `None` without SciPy."""
     try:
         from scipy.stats import wilcoxon
     except ImportError:
         return None
-    scores = {}
-    for rater, rated in panel.items():
-        for item, score in rated.items():
-            given = scores.setdefault(items[item]["method"], {})
-            given[rater, items[item]["image"]] = score
     tests = {}
-    for first, second in itertools.combinations(scores, 2):
-        common = scores[first].keys() & scores[second].keys()
-        differences = [scores[first][pair] - scores[second][pair] for pair in common]
+    for first, second in itertools.combinations(groups, 2):
+        differences = [
+            score - groups[second][rater][image]
+            for rater, scores in groups[first].items()
+            for image, score in scores.items()
+        ]
         is_tie = not np.any(differences)
         tests[first, second] = 1.0 if is_tie else float(wilcoxon(differences).pvalue)
     return tests
 
 
-def save_distribution(path, panel, items, mos):
+def save_distribution(path, groups, mos):
     """Draws how often each method got each score, as the paper's Fig. 5 does."""
     counts = np.zeros((len(SCORES), len(mos)))
-    for rated in panel.values():
-        for item, score in rated.items():
-            counts[round(score) - 1, list(mos).index(items[item]["method"])] += 1
+    for column, method in enumerate(mos):
+        for scores in groups[method].values():
+            for score in scores.values():
+                counts[round(score) - 1, column] += 1
     figure = Figure((1.5 + 0.8 * len(mos), 4), layout="constrained")
     axes = figure.add_subplot(ylabel="score", yticks=SCORES)
     grid = axes.pcolormesh(
@@ -306,11 +292,12 @@ def _score(args):
             excluded.append(path)
             continue
         raters.append(rater)
-        scores, differences = average_repeats(ratings, items)
+        scores, differences, examples = sort_ratings(ratings, items)
         note = f"{len(scores)} images, {len(differences)} of them twice"
         if differences:
             note += f", differing by {np.mean(differences):.2f} on average"
-        if not is_calibrated(ratings, items):
+        is_low = examples.get(NEAREST, 1) <= HIGHEST_NEAREST
+        if not (is_low and examples.get(ORIGINAL, 5) >= LOWEST_ORIGINAL):
             note += "; not calibrated"
             if args.exclude_uncalibrated:
                 note += ", left out"
@@ -320,11 +307,14 @@ def _score(args):
             panel[rater] = scores
     if not panel:
         command_line.fail(f"None of the files can be scored with {args.key}.")
-    mos = mean_opinion(panel, items)
-    datasets = sorted({entry["set"] for entry in items.values()} - {None})
-    by_set = {name: mean_opinion(panel, items, name) for name in datasets}
-    print_tables(mos, by_set, compare_methods(panel, items))
-    save_distribution(args.figure, panel, items, mos)
+    groups = group_scores(panel, items)
+    mos, datasets = mean_opinion(groups), {entry["set"] for entry in items.values()}
+    by_set = {
+        name: mean_opinion(group_scores(panel, items, name))
+        for name in sorted(datasets - {None})
+    }
+    print_tables(mos, by_set, compare_methods(groups))
+    save_distribution(args.figure, groups, mos)
     print(f"\nFigure    {args.figure}")
     if args.json:
         data = {"mos": mos, "by_set": by_set, "raters": list(panel)}

@@ -121,11 +121,12 @@ def test_intervals_by_hand():
     """Over scores instead of raters, the interval would be far too narrow."""
     items = {f"{k}": {"method": "A", "image": f"{k}", "set": None} for k in range(8)}
     panel = {name: dict.fromkeys(items, name) for name in (2, 3, 4)}
-    row = rate.mean_opinion(panel, items)["A"]
+    row = rate.mean_opinion(rate.group_scores(panel, items))["A"]
     margin = 1.96 / np.sqrt(3)
     expected = {"mean": 3, "low": 3 - margin, "high": 3 + margin, "count": 24}
     assert row == pytest.approx(expected)
-    assert rate.mean_opinion({2: panel[2]}, items)["A"]["low"] is None
+    groups = rate.group_scores({2: panel[2]}, items)
+    assert rate.mean_opinion(groups)["A"]["low"] is None
 
 
 def test_without_scipy(key, monkeypatch, capsys):
