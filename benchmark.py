@@ -2,7 +2,6 @@
 
     python benchmark.py                                  # 96 px crops, batches of 16
     python benchmark.py --which inference --precision mixed_bfloat16
-    python benchmark.py --crop-size 256 --json speed.json
 
 Both sides have the same networks, weights, losses and batches. They differ in:
 
@@ -17,9 +16,9 @@ Both sides have the same networks, weights, losses and batches. They differ in:
 An adversarial step updates the discriminator twice and the generator once. Inference
 enlarges one batch. Images and VGG19 are random, which is enough to measure speed.
 
-The sides take turns, so that a disturbance hits both. The first turn also traces the
-graphs and does not count. The ratio is the source's time divided by ours of the same
-turn. "The source's way" is its script on Keras 3; Keras 2 had the fused kernel, too.
+The sides take turns, so that a disturbance hits both; the first turn, which traces the
+graphs, does not count. The ratio is the source's time divided by ours of that turn.
+"The source's way" is its script on Keras 3; Keras 2 had the fused kernel, too.
 """
 
 import json

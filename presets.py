@@ -16,6 +16,7 @@ from command_line import (
 )
 from data_loader import SOURCE_BLUR, SOURCE_CROP, SOURCE_DATASET, TEST_FOLDER
 
+PAPER_CROP = 96  # px, the only size that the paper's discriminator takes
 SAMPLE_DATASET, SAMPLE_TEST_IMAGES = "datasets/sample", "datasets/sample_test"
 
 PRESETS = {
@@ -43,7 +44,7 @@ PRESETS = {
 }
 # Paper: 96 px crops of 16 distinct images, bicubic without blur (Sec. 3.2).
 PRESETS["paper"] = PRESETS["source"] | {
-    "crop_size": 96,
+    "crop_size": PAPER_CROP,
     "crops_per_image": 1,
     "blur": 0.0,
     "pretrain_steps": 1_000_000,
@@ -104,7 +105,13 @@ def parse_args(argv=None):
     parser.set_defaults(is_sample=dataset is None, **PRESETS[preset])
     if dataset is None:
         parser.set_defaults(test_images=SAMPLE_TEST_IMAGES)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.network == "paper" and args.train_steps and args.crop_size != PAPER_CROP:
+        parser.error(
+            f"The paper's discriminator takes crops of {PAPER_CROP} px. Pass "
+            f"--crop-size {PAPER_CROP}, or --network source."
+        )
+    return args
 
 
 def _build_parser():

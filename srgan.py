@@ -25,13 +25,12 @@ with command_line.quiet_imports(__name__):
     import training_run
     from data_loader import DataLoader, NoImageLeftError
     from pictures import to_uint8
-    from presets import PRESETS, parse_args
+    from presets import PAPER_CROP, PRESETS, parse_args
     from tiling import enlarge
     from training_run import PRE_TRAINING, TRAINING, Phase, TrainingRun
 
 SOURCE = PRESETS["source"]
 ADAM_BETA_1 = 0.9  # paper, Sec. 3.2
-PAPER_CROP = PRESETS["paper"]["crop_size"]  # which its discriminator is built for
 STEP_FACTOR = 0.1  # of the learning rate, after half of the steps; paper, Sec. 3.2
 COSINE_FLOOR = 0.02  # last learning rate of the cosine, as a share of the first
 NUM_STATISTICS_BATCHES = 50  # that batch-norm statistics are averaged over
@@ -41,8 +40,7 @@ class SRGAN:
     """The networks of SRGAN, the steps that train them, and the loops.
 
     Attributes: `generator`, `discriminator`, `vgg` (frozen VGG19 features, or `None`
-    for `content_loss="mse"`) and `combined`, the model of the generator's step: LR
-    image to the discriminator's verdict and the features of the generated image. The
+    for `content_loss="mse"`) and `combined`, the model of the generator's step. The
     loops also read `schedule` (`"constant"`: source; `"step"`: paper; `"cosine"`),
     `train_rate_factor` (of adversarial training's learning rate), `bn_freeze_step`
     (the pre-training step that fixes the generator's batch-norm statistics; 0: never)
@@ -159,7 +157,7 @@ class SRGAN:
         """
         fake = self._infer(self.generator, lr)
         offset = self._draw_offset(self.discriminator_trainer)
-        fake, hr = _roll(fake, offset), _roll(hr, offset)
+        fake, hr = (np.roll(images, offset, axis=(1, 2)) for images in (fake, hr))
         real_labels = self._patch_labels(hr)
         # Keras reads `trainable` when a step is traced, so it is set before each one.
         self.discriminator.trainable = True
@@ -181,7 +179,7 @@ class SRGAN:
         """
         offset = self._draw_offset(self.combined)
         self.roll.offset.assign(offset)
-        hr = _roll(hr, offset)
+        hr = np.roll(hr, offset, axis=(1, 2))
         content = hr if self.vgg is None else self._infer(self.vgg, hr)
         targets = [self._patch_labels(hr), content, hr][: len(self.combined.outputs)]
         # Source: frozen, its batch norm runs on moving averages of originals and
@@ -309,11 +307,8 @@ class SRGAN:
             trainer.optimizer.learning_rate = rate
 
     def fix_batch_norm(self, network, loader=None, batch_size=SOURCE["batch_size"]):
-        """Fixes a network's batch-norm statistics, in training as in inference.
-
-        With a loader, they are first averaged over `NUM_STATISTICS_BATCHES` batches.
-        Source: moving averages, by which the same weights score up to 1 dB apart.
-        """
+        """Averages batch-norm statistics if there is a loader, and fixes them."""
+        # Source: moving averages, by which the same weights score up to 1 dB apart.
         network.trainable = True
         copy = self._local(network)
         for k in range(NUM_STATISTICS_BATCHES if loader else 0):
@@ -334,7 +329,7 @@ class SRGAN:
             self.sample_images(loader, phase.step, phase.run.images_dir)
 
     def _local(self, network):
-        """Returns a network that a worker may run alone: a copy if distributed."""
+        """Returns a network, or a copy, that a worker may run alone."""
         if not self._is_distributed:
             return network
         copy = keras.models.clone_model(network)
@@ -368,10 +363,6 @@ class SRGAN:
         path = folder / f"{step}.png"
         with training_run.saving("samples"):
             figures.save_grid(columns, path, title=f"{name}, step {step}")
-
-
-def _roll(images, offset):
-    return np.roll(images, offset, axis=(1, 2)) if offset.any() else images
 
 
 def _probability(labels, verdicts):
@@ -410,11 +401,6 @@ def _set_up(args, stack):
         command_line.check_writable(args.images_dir / "grid", "images_dir")
         stack.enter_context(checkpoints.lock(args.weights_dir))
     print(command_line.describe_device())
-    if args.network == "paper" and args.train_steps and args.crop_size != PAPER_CROP:
-        raise ValueError(
-            f"The paper's discriminator takes crops of {PAPER_CROP} px, not "
-            f"{args.crop_size}. Pass --crop-size {PAPER_CROP}, or --network source."
-        )
     if args.is_sample:
         print(f"No --dataset: training on generated images, preset {args.preset}.")
         sample_data.write_sample_dataset()

@@ -71,6 +71,8 @@ def test_the_preset_without_a_dataset(tmp_path, monkeypatch):
         (("--batch-size", "0"), "'0' is not a whole number >= 1"),
         (("--blur", "nan"), "'nan' is not a number >= 0"),
         (("--frobnicate",), "--frobnicate"),
+        (("--network", "edsr"), "'edsr'"),
+        (("--network", "paper", "--crop-size", "64"), "crops of 96 px. Pass --crop"),
     ],
 )
 def test_mistakes_get_one_line(capsys, arguments, message):

@@ -397,6 +397,27 @@ def test_phases_can_run_alone(command):
     assert "-bn batch, not moving" in fails_with(command, *SMALL)
 
 
+def test_each_network_has_its_own_weights(command):
+    """Weights of another network failed with a list of Keras's shapes."""
+    small = ("--network", "espcn", "--weights-dir", "espcn")
+    assert command(*PRETRAIN, *small)[0] == 0
+    start = ("--initial-weights", "espcn/pre_training_checkpoints")
+    assert "Pass --network espcn" in fails_with(command, *PRETRAIN, *start)
+    assert "--network" in fails_with(command, *PRETRAIN, *small, "--network", "srcnn")
+    generator, _ = checkpoints.load_generator("espcn/pre_training_checkpoints")
+    assert generator.network["name"] == "espcn"
+
+
+def test_paper_networks_train():
+    """Labels of patches do not fit one verdict per image."""
+    gan = SRGAN("mse", num_residual_blocks=1, num_filters=2, network="paper")
+    lr, hr = draw_batch(size=(2, 24, 24))
+    losses = gan.pre_train_on_batch(lr, hr) | gan.train_discriminator_on_batch(lr, hr)
+    # Binary cross-entropy; least squares would give less than half of it.
+    assert losses["d_real"] == pytest.approx(-np.log(losses["p_real"]), rel=0.3)
+    assert gan.train_generator_on_batch(lr, hr)["g_adversarial"] > 0
+
+
 def test_restart_keeps_the_old_state(command):
     """A slip of the hand must not delete days of training."""
     command(*PRETRAIN)
