@@ -20,7 +20,6 @@ LEAKY_SLOPE = 0.2  # paper, Sec. 2.1.1
 # (filters / num_filters, stride); paper, Fig. 4
 DISCRIMINATOR_BLOCKS = ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2))
 DENSE_UNITS_FACTOR = 16  # 1024 units for 64 filters; paper, Fig. 4
-BICUBIC_RADIUS = 2  # LR px
 PATCH_SIZE = 16  # px, stride of the discriminator's patch grid
 
 FEATURE_WEIGHT = 1 / 12.75**2  # = 0.006, paper, Sec. 3.2
@@ -263,14 +262,27 @@ def build_generator(num_residual_blocks=16, num_filters=64, is_paper=False):
 def build_srcnn():
     """Builds SRCNN 9-5-5 (Dong et al. 2016), x4, on RGB; shapes of `build_generator`.
 
-    The bicubic enlargement is part of the network; it is Pillow's except for rounding.
+    Its input, the bicubic enlargement, is made by a convolution that is not trained.
     """
     lr = keras.Input((None, None, 3), name="lr")
-    features = layers.UpSampling2D(SCALE, interpolation="bicubic")(lr)
+    kernel = keras.initializers.Constant(_bicubic_kernel())
+    options = {"kernel_initializer": kernel, "use_bias": False, "trainable": False}
+    bicubic = _convolution(3 * SCALE**2, 5, **options, dtype=keras.config.floatx())
+    features = ops.depth_to_space(bicubic(lr), SCALE)
     # Paper: luminance only, as in ESPCN; here RGB.
     features = _convolution(64, 9, activation="relu")(features)
     features = _convolution(32, 5, activation="relu")(features)
     return _finish_generator(lr, _convolution(3, 5)(features), ("srcnn", 0, 64))
+
+
+def _bicubic_kernel():
+    """Returns `(5, 5, 3, 48)`: Pillow's bicubic filter at 4 x 4 pixels of RGB."""
+    centres = (np.arange(SCALE) + 0.5) / SCALE - 0.5  # of enlarged pixels, in LR px
+    x = np.abs(np.arange(-2, 3)[:, np.newaxis] - centres)
+    near, far = (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    taps = np.select([x < 1, x < 2], [near, far])
+    kernel = np.einsum("ip,jq,cf->ijcpqf", taps, taps, np.eye(3))
+    return kernel.reshape(5, 5, 3, 3 * SCALE**2)
 
 
 def build_espcn():
@@ -404,8 +416,6 @@ def receptive_field_radius(generator):
     """
     radius, pixel = 0.0, 1.0
     for operation in generator.operations:
-        if isinstance(operation, layers.UpSampling2D):  # SRCNN's bicubic one
-            radius, pixel = BICUBIC_RADIUS, 1 / SCALE
         if isinstance(operation, UpsampleConv2D):
             pixel /= 2
         if isinstance(operation, layers.Conv2D):

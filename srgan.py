@@ -309,7 +309,7 @@ class SRGAN:
     def fix_batch_norm(self, network, loader=None, batch_size=SOURCE["batch_size"]):
         """Averages batch-norm statistics if there is a loader, and fixes them."""
         # Source: moving averages, by which the same weights score up to 1 dB apart.
-        network.trainable = True
+        self.discriminator.trainable = True
         copy = self._local(network)
         for k in range(NUM_STATISTICS_BATCHES if loader else 0):
             images, hr = loader.make_batch(k, batch_size, "statistics")

@@ -8,7 +8,7 @@ from PIL import Image
 import checkpoints
 import tiling
 from metrics import psnr
-from networks import build_generator, receptive_field_radius
+from networks import Network, build_generator, build_network, receptive_field_radius
 from pictures import SCALE, to_uint8
 
 ROUNDING = 1e-5  # float32, in [-1, 1]
@@ -76,6 +76,15 @@ def test_default_network_equals_the_whole_image():
     """The network that is used saw further than the context of its tiles, 40 px."""
     generator, lr = build(), draw_image(np.random.default_rng(4), 3, 6)
     difference = tiling.enlarge(generator, lr, 3) - enlarge_whole(generator, lr)
+    assert np.abs(difference).max() <= ROUNDING
+
+
+@pytest.mark.parametrize("name", ["paper", "srcnn", "espcn"])
+def test_other_networks_equal_the_whole_image(name):
+    """Bicubic interpolation and sub-pixel convolutions need context, too."""
+    generator = build_network(Network(name, 1, 4))
+    lr = draw_image(np.random.default_rng(5), 20, 31)
+    difference = tiling.enlarge(generator, lr, 9) - enlarge_whole(generator, lr)
     assert np.abs(difference).max() <= ROUNDING
 
 
