@@ -234,7 +234,7 @@ def test_srcnn_enlarges_as_pillow_does():
     """SRCNN refines Pillow's bicubic image; TensorFlow's differs by up to 11 levels."""
     srcnn = networks.build_srcnn()
     assert len(srcnn.trainable_variables) == 6
-    enlarge = keras.Model(srcnn.inputs, srcnn.layers[2].input)
+    enlarge = keras.Model(srcnn.inputs[0], srcnn.layers[2].input)
     image = np.random.default_rng(0).uniform(-1, 1, (7, 9)).astype("float32")
     expected = Image.fromarray(image).resize((36, 28), Image.Resampling.BICUBIC)
     lr = np.stack([image, -image, image], axis=-1)[None]
