@@ -223,8 +223,6 @@ def list_shipped():
 def find_weights(weights):
     """Returns the file, or the TensorFlow checkpoint, meant by `weights`."""
     shipped, path = list_shipped(), Path(weights)
-    if str(weights) in shipped and not path.exists():
-        return shipped[str(weights)]
     if path.is_dir():
         newest, _ = find_newest(path)
         if newest is None and (path / STATE_FILE).exists():
@@ -235,6 +233,8 @@ def find_weights(weights):
     if find_tensorflow_checkpoint(path):
         return path
     if not path.is_file():
+        if str(weights) in shipped:
+            return shipped[str(weights)]
         place = f"in the folder {path}" if path.is_dir() else weights
         raise FileNotFoundError(
             f"There are no weights {place}. Name a file or a folder of checkpoints; "

@@ -269,6 +269,7 @@ def shipped(tmp_path, monkeypatch, state):
 def test_every_kind_of_weights(folder, state, shipped, kind):
     """Users pass whatever they have, and never say which network it belongs to."""
     step = folder / "step-00000001"
+    Path("ours").mkdir()  # results of the weights `ours`, say
     weights, expected = {
         "folder": (folder, folder / "step-00000002" / "generator.weights.h5"),
         "step": (step, step / "generator.weights.h5"),
