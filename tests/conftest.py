@@ -34,6 +34,13 @@ def float64():
 
 
 @pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes longer than all the rest."""
+    for name in ("save_grid", "save_training_curves", "save_model_diagram"):
+        monkeypatch.setattr(f"figures.{name}", lambda *_, **__: None)
+
+
+@pytest.fixture
 def image_folder(tmp_path):
     """A folder of four smooth random images, 48 x 40 px."""
     folder = tmp_path / "photos"

@@ -31,35 +31,30 @@ def test_they_enlarge_a_photograph_better_than_bicubic(name):
     assert ours["psnr_y"] > theirs["psnr_y"] + LEAST_GAIN
 
 
-def mean_psnr(folder, name, names=None):
-    """Returns the mean PSNR of luminance of a dataset, or of some of its images."""
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "dataset", "only", "psnr"), [
+    ("srresnet-bicubic", "Set5", "003", 26.82),
+    ("srresnet-source", "Set5", "003", 26.75),
+    slow("srresnet-bicubic", "Set5", "", 31.16),
+    slow("srresnet-bicubic", "Set14", "", 27.92),
+    slow("srresnet-source", "Set5", "", 31.14),
+    slow("srresnet-source", "Set14", "", 27.96),
+])  # fmt: skip
+def test_figures_of_the_model_card(photographs, name, dataset, only, psnr):
+    """The model card would promise what users cannot reproduce, and a change of
+    network, tiling or protocol would go unnoticed for months."""
+    folder, scores = photographs / dataset, []
     (model,) = evaluate.load_models([name]).values()
+    assert model.blur == BLURS[name]
     pairs, _ = evaluate.find_pairs(folder / "HR", None if model.blur else folder / "LR")
-    scores = []
     for pair in pairs:
-        if names is None or pair.name in names:
+        if only in pair.name:
             image = evaluate.load_pair(pair, model.blur)
             scores.append(metrics.score(enlarge(model.generator, image.lr), image))
-    return metrics.mean_scores(scores)["psnr_y"]
-
-
-@pytest.mark.parametrize(("name", "psnr"), zip(BLURS, (26.82, 26.75), strict=True))
-def test_figures_of_an_image(photographs, name, psnr):
-    """A change of network, tiling or protocol would go unnoticed for months."""
-    found = mean_psnr(photographs / "Set5", name, ["003"])
-    assert found == pytest.approx(psnr, abs=0.03)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "set5", "set14"),
-    [("srresnet-bicubic", 31.16, 27.92), ("srresnet-source", 31.14, 27.96)],
-)
-def test_figures_of_the_model_card(photographs, name, set5, set14):
-    """The model card would promise what users cannot reproduce."""
-    for dataset, psnr in (("Set5", set5), ("Set14", set14)):
-        found = mean_psnr(photographs / dataset, name)
-        assert found == pytest.approx(psnr, abs=0.03), dataset
+    assert metrics.mean_scores(scores)["psnr_y"] == pytest.approx(psnr, abs=0.03)
 
 
 def test_they_are_the_files_of_the_model_card():
@@ -70,9 +65,3 @@ def test_they_are_the_files_of_the_model_card():
     for name, file in shipped.items():
         assert f"{checkpoints.digest(file)}  {name}.weights.h5" in card
         assert file.stat().st_size < MAX_BYTES
-
-
-def test_they_are_measured_with_the_blur_of_their_training():
-    """With another one they are worse than bicubic."""
-    models = evaluate.load_models(BLURS)
-    assert {label: model.blur for label, model in models.items()} == BLURS

@@ -22,22 +22,22 @@ def pictures():
 
 
 def test_seed_and_index_determine_picture(pictures):
-    """A resumed run would otherwise continue with another dataset, or repeat itself."""
+    """A resumed run would otherwise continue with another dataset, or repeat itself;
+    shapes larger than a picture would break its size."""
+    for size in (16, 17, 50):
+        assert draw_leaves(size, 0).size == (size, size)
     np.testing.assert_array_equal(draw_leaves(128, (0, 3)), pictures[3])
     several = [*pictures, np.asarray(draw_leaves(128, (1, 0)))]
     assert len({picture.tobytes() for picture in several}) == len(several)
 
 
-def test_values_cover_the_range(pictures):
-    """A network that never saw dark or bright areas would shift them."""
+def test_values_flat_areas_and_edges(pictures):
+    """A network that never saw dark or bright areas would shift them; noise alone has
+    no flat areas, and gradients alone have no edges."""
     shares = np.histogram(pictures, bins=8, range=(0, 256))[0] / pictures.size
     assert shares.min() > 0.01
     assert shares.max() < 0.35
     assert pictures.std(axis=3).mean() > 3  # not grey
-
-
-def test_pictures_have_flat_areas_and_sharp_edges(pictures):
-    """Noise alone has no flat areas, and gradients alone have no edges."""
     grey = pictures.astype(float).mean(axis=3)
     down, across = np.diff(grey, axis=1)[:, :, 1:], np.diff(grey, axis=2)[:, 1:]
     slopes = np.hypot(down, across)
@@ -59,15 +59,10 @@ def test_power_spectrum_falls_like_that_of_photographs(pictures):
     assert -2.8 < slope < -1.5
 
 
-@pytest.mark.parametrize("size", [16, 17, 50])
-def test_small_and_odd_sizes(size):
-    """Shapes larger than the picture would break its size."""
-    assert draw_leaves(size, 0).size == (size, size)
-
-
 def test_interrupted_run_resumes(tmp_path, capsys):
-    """Intact pictures must be kept; missing, cut and foreign ones drawn again."""
-    assert write_dataset(tmp_path, 6, 32, 0) == 6
+    """Intact pictures must be kept; missing, cut and foreign ones drawn again; the
+    command must use its options and report what it did."""
+    assert write_dataset(tmp_path, 6, 32, 5) == 6
     expected = read_folder(tmp_path)
     kept = tmp_path / "leaf-00000.png"
     written = kept.stat().st_mtime_ns
@@ -75,8 +70,11 @@ def test_interrupted_run_resumes(tmp_path, capsys):
     (tmp_path / "leaf-00002.png").write_bytes(expected["leaf-00002.png"][:300])
     (tmp_path / "leaf-00003.png").write_bytes(b"")
     (tmp_path / "leaf-00004.png").write_bytes(expected["leaf-00005.png"])
-    assert write_dataset(tmp_path, 6, 32, 0) == 4
-    assert f"Drawing 4 pictures of 32 px in {tmp_path}.\n" in capsys.readouterr().out
+    flags = ["--count", "6", "--size", "32", "--seed", "5"]
+    assert main([*flags, "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"Drawing 4 pictures of 32 px in {tmp_path}.\n" in out
+    assert "Drew 4 pictures; 2 were already there.\n" in out
     assert read_folder(tmp_path) == expected
     assert kept.stat().st_mtime_ns == written
 
@@ -106,17 +104,6 @@ def test_sample_dataset(tmp_path, monkeypatch):
         assert seen.tobytes() != unseen.tobytes()
     monkeypatch.setattr(sample_data, "draw_leaves", None)  # a call would fail
     assert write_sample_dataset(tmp_path) == folders[1]
-
-
-def test_command_draws_and_resumes(tmp_path, capsys):
-    """The command must use its options and report what it did."""
-    argv = ["--count", "3", "--size", "32", "--seed", "5", "--output", str(tmp_path)]
-    assert main(argv) == 0
-    assert "Drew 3 pictures; 0 were already there." in capsys.readouterr().out
-    with Image.open(tmp_path / "leaf-00002.png") as image:
-        np.testing.assert_array_equal(image, draw_leaves(32, (5, 2)))
-    assert main(argv) == 0
-    assert capsys.readouterr().out == "Drew 0 pictures; 3 were already there.\n"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pytest
 
 import checkpoints
 import data_loader
-import figures
 import networks
 import sample_data
 import srgan
@@ -62,13 +61,6 @@ def pixel_gan():
 def loader(image_folder):
     with data_loader.DataLoader(image_folder, crop_size=32) as loader:
         yield loader
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Drawing takes longer than all the rest."""
-    for name in ("save_grid", "save_training_curves", "save_model_diagram"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: None)
 
 
 @pytest.fixture
