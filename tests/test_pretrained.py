@@ -14,6 +14,7 @@ from sample_data import PHOTOGRAPH
 from tiling import enlarge
 
 BLURS = {"srresnet-bicubic": 0.0, "srresnet-source": SOURCE_BLUR}
+BLURS |= {"srcnn-bicubic": 0.0, "espcn-bicubic": 0.0}
 LEAST_GAIN = 1.0  # dB above bicubic, on a photograph that was not trained on
 MAX_BYTES = 9e6
 
@@ -38,6 +39,10 @@ def slow(*values):
 @pytest.mark.parametrize(("name", "dataset", "only", "psnr"), [
     ("srresnet-bicubic", "Set5", "003", 26.82),
     ("srresnet-source", "Set5", "003", 26.75),
+    slow("srcnn-bicubic", "Set5", "", 30.38),
+    slow("srcnn-bicubic", "Set14", "", 27.39),
+    slow("espcn-bicubic", "Set5", "", 30.13),
+    slow("espcn-bicubic", "Set14", "", 27.16),
     slow("srresnet-bicubic", "Set5", "", 31.16),
     slow("srresnet-bicubic", "Set14", "", 27.92),
     slow("srresnet-source", "Set5", "", 31.14),
