@@ -68,8 +68,7 @@ class UpsampleConv2D(layers.Conv2D):
     Args:
         filters: int, number of output channels.
         kernel_size: odd int, side of the kernel on the enlarged image.
-        **kwargs: other arguments of `keras.layers.Conv2D`, except `strides`, `padding`
-            and `dilation_rate`, which are fixed.
+        **kwargs: others of `keras.layers.Conv2D`, but for strides, dilation, padding.
 
     Raises:
         ValueError: if `kernel_size` is even.
@@ -151,9 +150,8 @@ class BatchNormalization(layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         training = bool(training) and not self.has_fixed_statistics
         by_batch = training and (self.trainable or self.uses_batch_when_frozen)
-        is_tensorflow = keras.backend.backend() == "tensorflow"
-        is_wide = self.compute_dtype == "float64"  # which the kernel does not take
-        if self.is_fused and is_tensorflow and not (is_wide or self.synchronized):
+        is_taken = self.compute_dtype != "float64" and not self.synchronized
+        if self.is_fused and is_taken and keras.backend.backend() == "tensorflow":
             return self._fused_call(inputs, by_batch)
         if by_batch and not self.trainable:
             return self._normalize_by_batch(inputs)
@@ -228,9 +226,9 @@ def build_generator(num_residual_blocks=16, num_filters=64, is_paper=False):
         An uncompiled `keras.Model`: `(n, h, w, 3)` RGB in [-1, 1] to
         `(n, 4h, 4w, 3)` in [-1, 1]; 2,042,691 parameters by default.
     """
-    lr = images = keras.Input((None, None, 3), name="lr")
-    if is_paper:
-        images = layers.Rescaling(0.5, 0.5)(lr)  # to [0, 1]; paper, Sec. 3.2
+    lr = keras.Input((None, None, 3), name="lr")
+    # Paper, Sec. 3.2: LR images in [0, 1].
+    images = layers.Rescaling(0.5, 0.5)(lr) if is_paper else lr
     # Paper: PReLU, after batch normalization. Source: ReLU, before it.
     activation = _prelu if is_paper else layers.ReLU
     order = (BatchNormalization, activation)[:: 1 if is_paper else -1]
@@ -322,9 +320,8 @@ def build_discriminator(num_filters=64, crop_size=None):
         features = _convolution(factor * num_filters, strides=stride)(features)
         for layer in order:
             features = layer()(features)
-    # Paper: one probability per image, from a flattened 96 x 96 crop.
-    # Source: dense layers at each position, so that any size is accepted.
-    if crop_size:
+    # Source: dense layers at each position, for images of any size.
+    if crop_size:  # paper: one probability per image
         features = layers.Flatten()(features)
     features = layers.Dense(DENSE_UNITS_FACTOR * num_filters)(features)
     logits = layers.Dense(1)(_leaky_relu()(features))
@@ -367,10 +364,11 @@ def build_content_features(content_loss, vgg_weights):
     if content_loss not in CONTENT_LOSSES:
         known = ", ".join(CONTENT_LOSSES)
         raise ValueError(f"Unknown content_loss {content_loss!r}. Known: {known}.")
-    layer_name, _, imagenet_preprocessing, *_ = CONTENT_LOSSES[content_loss]
-    if layer_name is None:
+    loss = CONTENT_LOSSES[content_loss]
+    if loss.layer_name is None:
         return None
-    return build_feature_extractor(layer_name, vgg_weights, imagenet_preprocessing)
+    options = vgg_weights, loss.imagenet_preprocessing
+    return build_feature_extractor(loss.layer_name, *options)
 
 
 class Roll(layers.Layer):
@@ -411,8 +409,7 @@ def average_batch_norm(model, images, count):
 def receptive_field_radius(generator):
     """Counts how many LR pixels beside a pixel its enlargement depends on.
 
-    Each convolution of side k reaches (k - 1) / 2 pixels further; upsampling shrinks
-    pixels. 40 for the source's network.
+    A convolution of side k reaches (k - 1) / 2 further. The source's network: 40.
     """
     radius, pixel = 0.0, 1.0
     for operation in generator.operations:
@@ -446,8 +443,7 @@ def _load_vgg19(weights):
     except Exception as error:  # Keras raises a bare Exception when offline
         reason = str(error).strip().split("\n")[0]
         if weights != "imagenet":
-            message = f"{weights} does not hold VGG19 weights: {reason}"
-            raise ValueError(message) from error
+            raise ValueError(f"{weights} holds no VGG19 weights: {reason}") from error
         raise FileNotFoundError(
             f"Keras could not download the weights of VGG19: {reason} Pass "
             f"--vgg-weights with the path of {VGG_WEIGHTS_FILE}, or --content-loss mse."

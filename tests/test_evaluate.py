@@ -392,7 +392,7 @@ def test_mistakes_take_one_line(run, pair_folders, tmp_path):
         ("Cannot write to", "--json", text / "s.json"),
         ("it is a directory", "--json", other),
         ("There is no VGG19 weights file", "--vgg-weights", missing),
-        ("does not hold VGG19 weights", "--vgg-weights", text),
+        ("holds no VGG19 weights", "--vgg-weights", text),
         ("'x' is not NAME=FOLDER", "--results", "x"),
         ("There is no folder", "--results", f"x={missing}"),
         ("The name 'bicubic' is taken", "--results", f"bicubic={lr}"),

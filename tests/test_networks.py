@@ -289,7 +289,7 @@ def test_wrong_vgg_file_is_named(tmp_path, kind):
     path.write_bytes(b"" if kind == "empty" else b"not weights")
     if kind == "generator":
         networks.build_generator(1, 4).save_weights(path)
-    with pytest.raises(ValueError, match=r"vgg19.*does not hold VGG19 weights"):
+    with pytest.raises(ValueError, match=r"vgg19.*holds no VGG19 weights"):
         networks.build_feature_extractor(weights=str(path))
 
 
