@@ -3,13 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from PIL import Image
 
 import checkpoints
 import tiling
 from metrics import psnr
 from networks import Network, build_generator, build_network, receptive_field_radius
-from pictures import SCALE, to_uint8
+from pictures import SCALE, read_rgb, to_uint8
 
 ROUNDING = 1e-5  # float32, in [-1, 1]
 
@@ -148,8 +147,8 @@ def test_borders_of_photographs(photographs):
     """What mends the borders of white pages was worse for those of photographs."""
     generator, _ = checkpoints.load_generator("srresnet-bicubic", "float32")
     levels = []  # PSNR within 40 px of the border, padded with zeros and reflected
-    for path in sorted((photographs / "Set5" / "LR").iterdir()):
-        lr, hr = (np.array(Image.open(path.parents[1] / side / path.name))
+    for path in sorted(photographs.glob("Set*/LR/*")):
+        lr, hr = (np.array(read_rgb(path.parents[1] / side / path.name))
                   for side in ("LR", "HR"))  # fmt: skip
         zeros = generator.predict_on_batch(lr[None] / np.float32(127.5) - 1)[0]
         pair = to_uint8(zeros), tiling.enlarge(generator, lr, encode=to_uint8)
