@@ -26,7 +26,7 @@ import platform
 import time
 from pathlib import Path
 
-import command_line
+from support import command_line
 
 with command_line.quiet_imports(__name__):
     import re
@@ -36,10 +36,10 @@ with command_line.quiet_imports(__name__):
     import numpy as np
 
     import networks
-    from command_line import PRECISIONS, positive_int
     from data_loader import Batch, check_crop_size
-    from pictures import SCALE, write_text
     from srgan import SRGAN
+    from support.command_line import PRECISIONS, positive_int
+    from support.image_files import SCALE, write_text
 
 TASKS = ("pre-training", "adversarial", "inference")
 

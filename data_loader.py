@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-import pictures
+from support import image_files
 
 MIN_CROP = 16  # px, one position of the discriminator's patch grid
 SOURCE_DATASET = "test2017"  # COCO
@@ -77,22 +77,24 @@ def find_dataset(dataset):
 
 def check_crop_size(crop_size):
     """Raises `ValueError` unless the networks can be trained on such crops."""
-    if crop_size < MIN_CROP or crop_size % pictures.SCALE:
+    if crop_size < MIN_CROP or crop_size % image_files.SCALE:
         raise ValueError(
-            f"--crop-size {crop_size} is not a multiple of {pictures.SCALE}, at least "
-            f"{MIN_CROP}."
+            f"--crop-size {crop_size} is not a multiple of {image_files.SCALE}, at "
+            f"least {MIN_CROP}."
         )
 
 
 def check_side(path, size, min_side):
     """Raises `UnreadableImageError` if a side of an image is too short."""
     if min(size) < min_side:
-        raise pictures.UnreadableImageError(path, f"too small, {size[0]}x{size[1]} px")
+        raise image_files.UnreadableImageError(
+            path, f"too small, {size[0]}x{size[1]} px"
+        )
 
 
 def find_originals(folder, exclude=()):
     """Returns {name: path} of a folder's images, and a list of problems."""
-    paths, skipped = pictures.find_images(folder, exclude)
+    paths, skipped = image_files.find_images(folder, exclude)
     problems = [f"{path}: {reason}" for path, reason in skipped.items()]
     originals = {}
     for path in paths:
@@ -109,7 +111,7 @@ def match_names(originals, folder, problems):
 
     A file's name may go on after the original's, as DIV2K's `0801x4.png` does.
     """
-    paths, skipped = pictures.find_images(folder)
+    paths, skipped = image_files.find_images(folder)
     problems += [f"{path}: {reason}" for path, reason in skipped.items()]
     matches = {}
     for path in paths:
@@ -140,11 +142,11 @@ def read_result(path, height, width):
 
     Returns it, float RGB in [-1, 1], and the slices of its own rows and columns.
     """
-    image = pictures.read_rgb(path)
+    image = image_files.read_rgb(path)
     if max(abs(height - image.height), abs(width - image.width)) > MAX_MISSING:
         reason = f"{image.width}x{image.height} px, but the original {width}x{height}"
-        raise pictures.UnreadableImageError(path, reason)
-    sr = pictures.to_float(image)[:height, :width]
+        raise image_files.UnreadableImageError(path, reason)
+    sr = image_files.to_float(image)[:height, :width]
     top, left = (height - len(sr)) // 2, (width - sr.shape[1]) // 2
     rows, columns = slice(top, top + len(sr)), slice(left, left + sr.shape[1])
     ends = (top, height - rows.stop), (left, width - columns.stop), (0, 0)
@@ -156,9 +158,11 @@ def make_test_image(name, hr, blur, lr=None):
 
     Source: takes exactly three, of one size, with sides divisible by 16.
     """
-    hr = hr.crop((0, 0, *(side // pictures.SCALE * pictures.SCALE for side in hr.size)))
-    lr = pictures.degrade(hr, blur) if lr is None else lr
-    return TestImage(name, pictures.to_float(lr), pictures.to_float(hr))
+    hr = hr.crop(
+        (0, 0, *(side // image_files.SCALE * image_files.SCALE for side in hr.size))
+    )
+    lr = image_files.degrade(hr, blur) if lr is None else lr
+    return TestImage(name, image_files.to_float(lr), image_files.to_float(hr))
 
 
 class DataLoader:
@@ -214,15 +218,15 @@ class DataLoader:
 
     def _find_files(self):
         """Lists the images that are as large as a crop, by their headers."""
-        paths, self.skipped = pictures.find_images(self.folder, self.exclude)
+        paths, self.skipped = image_files.find_images(self.folder, self.exclude)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
-            futures = {path: pool.submit(pictures.read_size, path) for path in paths}
+            futures = {path: pool.submit(image_files.read_size, path) for path in paths}
         sizes = {}
         for path, future in futures.items():
             try:
                 sizes[path] = future.result()
                 check_side(path, sizes[path], self.crop_size)
-            except pictures.UnreadableImageError as error:
+            except image_files.UnreadableImageError as error:
                 self.skipped[path] = error.reason
         self.files = [path for path in sizes if path not in self.skipped]
         if not sizes:
@@ -317,8 +321,8 @@ class DataLoader:
             crop = image.crop((left, top, left + self.crop_size, top + self.crop_size))
             variant = None if is_testing else self.variants[variants[row]]
             hr.append(crop if variant is None else crop.transpose(variant))
-            lr.append(pictures.degrade(hr[-1], self.blur))
-        return Batch(pictures.to_float(lr), pictures.to_float(hr))
+            lr.append(image_files.degrade(hr[-1], self.blur))
+        return Batch(image_files.to_float(lr), image_files.to_float(hr))
 
     def _read_image(self, index):
         """Returns image number `index`, decoded, or the next one that can be read."""
@@ -328,9 +332,9 @@ class DataLoader:
             if path in self.skipped:
                 continue
             try:
-                image = pictures.read_rgb(path)
+                image = image_files.read_rgb(path)
                 check_side(path, image.size, self.crop_size)
-            except pictures.UnreadableImageError as error:
+            except image_files.UnreadableImageError as error:
                 if path not in self.skipped:
                     print(f"Skipped {path}: {error.reason}")
                 self.skipped[path] = error.reason
@@ -366,12 +370,12 @@ class DataLoader:
         if has_stand_ins:
             folder, paths = self.folder, self.files[:NUM_STAND_INS]
         elif folder.is_dir():
-            paths, skipped = pictures.find_images(folder, self.exclude)
+            paths, skipped = image_files.find_images(folder, self.exclude)
         for path in paths:
             try:
-                hr = pictures.read_rgb(path)
-                check_side(path, hr.size, pictures.SCALE)
-            except pictures.UnreadableImageError as error:
+                hr = image_files.read_rgb(path)
+                check_side(path, hr.size, image_files.SCALE)
+            except image_files.UnreadableImageError as error:
                 skipped[path] = error.reason
                 continue
             if has_stand_ins:
@@ -389,7 +393,7 @@ class DataLoader:
         if output_folder is not None:
             for number, image in enumerate(images):
                 path = Path(output_folder, f"{number}.png")
-                pictures.save_image(pictures.to_uint8(image.lr), path)
+                image_files.save_image(image_files.to_uint8(image.lr), path)
         return images
 
     def __enter__(self):

@@ -14,17 +14,16 @@ import os
 from collections import namedtuple
 from pathlib import Path
 
-import command_line
+from support import command_line
 
 with command_line.quiet_imports(__name__):
     import numpy as np
     from PIL import Image
 
     import data_loader
-    import figures
     import metrics
-    import pictures
     import sample_data
+    from support import figures, image_files
 
 # Modules that need Keras are imported where they are used, because results of other
 # methods are measured without it.
@@ -48,13 +47,13 @@ def find_pairs(hr_folder, lr_folder=None, exclude=()):
 
 def load_pair(pair, blur):
     """Reads or makes a `TestImage`; raises an `OSError` if a file does not serve."""
-    picture = pictures.read_picture(pair.hr)
-    hr = pictures.flatten(picture)
-    data_loader.check_side(pair.hr, hr.size, pictures.SCALE)
-    lr = None if pair.lr is None else pictures.read_rgb(pair.lr)
-    quarter = tuple(side // pictures.SCALE for side in hr.size)
+    picture = image_files.read_picture(pair.hr)
+    hr = image_files.flatten(picture)
+    data_loader.check_side(pair.hr, hr.size, image_files.SCALE)
+    lr = None if pair.lr is None else image_files.read_rgb(pair.lr)
+    quarter = tuple(side // image_files.SCALE for side in hr.size)
     if lr is not None and lr.size != quarter:
-        raise pictures.UnreadableImageError(
+        raise image_files.UnreadableImageError(
             pair.lr,
             f"it has {lr.width}x{lr.height} px, which is not a quarter of {pair.hr}, "
             f"{hr.width}x{hr.height} px",
@@ -65,8 +64,8 @@ def load_pair(pair, blur):
 
 def load_models(paths, precision="float32"):
     """Loads generators as {label: `Model`}; a label is a path as it was typed."""
-    import checkpoints
     import networks
+    from support import checkpoints
 
     models = {}
     for path in paths:
@@ -106,7 +105,7 @@ def score_models(models, image, vgg, tile):
     """Returns {label: uint8 image} and {label: scores} of models and filters."""
     versions = metrics.enlarge_by_filters(image)
     if models:
-        from tiling import enlarge
+        from support.tiling import enlarge
 
         enlarged = {k: enlarge(m.generator, image.lr, tile) for k, m in models.items()}
         versions = enlarged | versions
@@ -129,7 +128,7 @@ def score_results(files, image, vgg, problems):
     for label, path in files.items():
         try:
             sr, *part = data_loader.read_result(path, *image.hr.shape[:2])
-        except pictures.UnreadableImageError as error:
+        except image_files.UnreadableImageError as error:
             problems.append(f"{path}: {error.reason}")
             continue
         shown[label] = metrics.show(sr, image.is_grey)
@@ -153,19 +152,19 @@ def save_pictures(image, shown, scores, models, output):
     """Saves the models' images and a comparison sheet; returns the grid's column."""
     for label in models:
         folder = Path(output, "enlarged", label.replace("/", "-"))
-        pictures.save_image(shown[label], folder / f"{image.name}.png")
+        image_files.save_image(shown[label], folder / f"{image.name}.png")
     others = [label for label in shown if label not in metrics.FILTERS]
     panels, captions = {}, {}
     for label in ("nearest", "bicubic", *others):
         panels[label] = np.asarray(Image.fromarray(shown[label]).convert("RGB"))
         row = scores[label]
         captions[label] = f"{row['psnr_y']:.2f} dB / {row['ssim_y']:.4f}"
-    panels["original"] = pictures.to_uint8(image.hr)
+    panels["original"] = image_files.to_uint8(image.hr)
     detail = figures.find_detail(panels[[*others, "original"][0]], panels["bicubic"])
     path = Path(output, "sheets", f"{image.name}.png")
-    title = f"{image.name}, x{pictures.SCALE}: PSNR / SSIM (Y)"
+    title = f"{image.name}, x{image_files.SCALE}: PSNR / SSIM (Y)"
     figures.save_comparison_sheet(panels, path, captions, detail, title)
-    panels["low-resolution"] = pictures.to_uint8(image.lr)
+    panels["low-resolution"] = image_files.to_uint8(image.lr)
     rows = *others, "low-resolution", "bicubic", "original"
     return {label: panels[label] for label in rows}
 
@@ -254,7 +253,7 @@ def main(argv=None):
     for number, pair in enumerate(pairs, start=1):
         try:
             image = load_pair(pair, blur)
-        except pictures.UnreadableImageError as error:
+        except image_files.UnreadableImageError as error:
             problems.append(str(error).removeprefix("Cannot read ").rstrip("."))
             continue
         files = {
@@ -286,13 +285,13 @@ def main(argv=None):
         text = json.dumps(facts | {"images": scores, "mean": means})
         # Standard JSON has no NaN or Infinity.
         contents = json.loads(text, parse_constant=lambda constant: None)
-        pictures.write_text(args.json, json.dumps(contents, indent=1))
+        image_files.write_text(args.json, json.dumps(contents, indent=1))
         print(f"Table     {args.json}")
     return command_line.EXIT_FAILED if problems else 0
 
 
 def _default_weights():
-    import checkpoints
+    from support import checkpoints
 
     try:
         return [checkpoints.find_weights(checkpoints.DEFAULT_FOLDER)]

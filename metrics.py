@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from pictures import enlarge_by_filter, to_float, to_uint8
+from support.image_files import enlarge_by_filter, to_float, to_uint8
 
 BORDER = 4  # px cut from each side; as many as the scale, paper Sec. 3.1
 PEAK = 255.0  # the L of both formulas: the largest 8-bit value

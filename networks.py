@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from pictures import SCALE
+from support.image_files import SCALE
 
 BATCH_NORM_MOMENTUM = 0.8  # source: both networks; Keras's default is 0.99
 LEAKY_SLOPE = 0.2  # paper, Sec. 2.1.1

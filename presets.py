@@ -6,7 +6,8 @@ python srgan.py --preset paper --help    # shows the paper's values
 import argparse
 from pathlib import Path
 
-from command_line import (
+from data_loader import SOURCE_BLUR, SOURCE_CROP, SOURCE_DATASET, TEST_FOLDER
+from support.command_line import (
     PRECISIONS,
     ArgumentParser,
     non_negative_float,
@@ -14,7 +15,6 @@ from command_line import (
     positive_float,
     positive_int,
 )
-from data_loader import SOURCE_BLUR, SOURCE_CROP, SOURCE_DATASET, TEST_FOLDER
 
 PAPER_CROP = 96  # px, the only size that the paper's discriminator takes
 SAMPLE_DATASET, SAMPLE_TEST_IMAGES = "datasets/sample", "datasets/sample_test"

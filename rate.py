@@ -13,15 +13,15 @@ import json
 import secrets
 from pathlib import Path
 
-import command_line
+from support import command_line
 
 with command_line.quiet_imports(__name__):
     import numpy as np
     from matplotlib.figure import Figure
     from PIL import Image
 
-    import pictures
     from data_loader import find_originals, match_names, read_result
+    from support import image_files
 
 PAGE = Path(__file__).with_name("rate.html")
 IMAGE_NAME = 12 * "[0-9a-f]" + ".png"
@@ -48,15 +48,15 @@ def make_study(hr_folder, results, index):
 
     def add(name, method, part, image):
         file = f"{secrets.token_hex(6)}.png"
-        pictures.save_image(image, index.with_name(file))
+        image_files.save_image(image, index.with_name(file))
         dataset = Path(name).parts[0] if "/" in name else None
         items[file] = {"image": name, "method": method, "set": dataset, "part": part}
         return file
 
     examples = []
     for name, images in itertools.islice(versions.items(), NUM_EXAMPLES):
-        lr = np.asarray(pictures.degrade(Image.fromarray(images[ORIGINAL]), blur=0))
-        nearest = pictures.enlarge_by_filter(lr, Image.Resampling.NEAREST)
+        lr = np.asarray(image_files.degrade(Image.fromarray(images[ORIGINAL]), blur=0))
+        nearest = image_files.enlarge_by_filter(lr, Image.Resampling.NEAREST)
         for method, score in EXAMPLES.items():
             image = nearest if method == NEAREST else images[ORIGINAL]
             file = add(name, method, CALIBRATION, image)
@@ -70,7 +70,7 @@ def make_study(hr_folder, results, index):
     facts = {"id": key["study"], "calibration": examples, "items": rated}
     facts["num_repeats"] = round(REPEATED_SHARE * len(rated))
     page = PAGE.read_text(encoding="utf-8")
-    pictures.write_text(index, page.replace(PLACEHOLDER, json.dumps(facts)))
+    image_files.write_text(index, page.replace(PLACEHOLDER, json.dumps(facts)))
     return key, problems
 
 
@@ -84,21 +84,21 @@ def _read_versions(hr_folder, results):
         if None in files.values():
             continue
         try:
-            hr = pictures.to_float(pictures.read_rgb(path))
+            hr = image_files.to_float(image_files.read_rgb(path))
             height, width = (
-                side // pictures.SCALE * pictures.SCALE for side in hr.shape[:2]
+                side // image_files.SCALE * image_files.SCALE for side in hr.shape[:2]
             )
             images, parts = {ORIGINAL: hr[:height, :width]}, []
             for label, file in files.items():
                 images[label], *part = read_result(file, height, width)
                 parts.append([(side.start, side.stop) for side in part])
-        except pictures.UnreadableImageError as error:
+        except image_files.UnreadableImageError as error:
             problems.append(str(error))
             continue
         (top, _), (left, _) = np.max(parts, axis=0)
         (_, bottom), (_, right) = np.min(parts, axis=0)
         versions[name] = {
-            label: pictures.to_uint8(image[top:bottom, left:right])
+            label: image_files.to_uint8(image[top:bottom, left:right])
             for label, image in images.items()
         }
     if not versions:
@@ -202,7 +202,7 @@ def save_distribution(path, groups, mos):
     axes.set_xticks(range(len(mos)), mos, rotation=45, ha="right")
     axes.legend()
     figure.colorbar(grid, label="share of ratings")
-    with pictures.atomic_path(path) as temporary:
+    with image_files.atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
 
@@ -263,7 +263,7 @@ def _make(args):
                 raise FileExistsError(f"{path} exists. Pass --overwrite to replace it.")
             command_line.check_writable(path)
         key, problems = make_study(args.hr, results, index)
-    pictures.write_text(key_path, json.dumps(key, indent=1))
+    image_files.write_text(key_path, json.dumps(key, indent=1))
     for problem in problems:
         command_line.warn(f"left out {problem}.")
     print(f"Send this folder to the raters: {args.output}")
@@ -319,7 +319,7 @@ def _score(args):
     if args.json:
         data = {"mos": mos, "by_set": by_set, "raters": list(panel)}
         text = json.dumps(data | {"excluded": excluded}, indent=1)
-        pictures.write_text(args.json, text)
+        image_files.write_text(args.json, text)
         print(f"Table     {args.json}")
     return command_line.EXIT_FAILED if len(raters) < len(args.ratings) else 0
 

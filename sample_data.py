@@ -11,15 +11,15 @@ Huang, IJCV 2001), and restoration networks trained on such pictures work on rea
 import shutil
 from pathlib import Path
 
-import command_line
+from support import command_line
 
 with command_line.quiet_imports(__name__):
     import matplotlib.cbook
     import numpy as np
     from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
 
-    from command_line import ArgumentParser, non_negative_int, positive_int
-    from pictures import atomic_path
+    from support.command_line import ArgumentParser, non_negative_int, positive_int
+    from support.image_files import atomic_path
 
 SAMPLE_COUNT = 48  # pictures
 SAMPLE_SIZE = 256  # px

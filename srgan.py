@@ -10,24 +10,21 @@ Run the same command again to resume.
 import contextlib
 from pathlib import Path
 
-import command_line
+from support import command_line
 
 with command_line.quiet_imports(__name__):
     import keras
     import numpy as np
 
-    import checkpoints
-    import distribution
-    import figures
     import metrics
     import networks
     import sample_data
-    import training_run
     from data_loader import DataLoader, NoImageLeftError
-    from pictures import to_uint8
     from presets import PAPER_CROP, PRESETS, parse_args
-    from tiling import enlarge
-    from training_run import PRE_TRAINING, TRAINING, Phase, TrainingRun
+    from support import checkpoints, distribution, figures, training_run
+    from support.image_files import to_uint8
+    from support.tiling import enlarge
+    from support.training_run import PRE_TRAINING, TRAINING, Phase, TrainingRun
 
 SOURCE = PRESETS["source"]
 ADAM_BETA_1 = 0.9  # paper, Sec. 3.2

@@ -13,14 +13,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import command_line
+from support import command_line
 
 with command_line.quiet_imports(__name__):
     import numpy as np
     from PIL import Image
 
-    import checkpoints
-    from pictures import (
+    from support import checkpoints
+    from support.image_files import (
         IMAGE_SUFFIXES,
         MAX_PIXELS,
         OUTPUT_FORMATS,
@@ -32,7 +32,7 @@ with command_line.quiet_imports(__name__):
         save_image,
         to_uint8,
     )
-    from tiling import enlarge
+    from support.tiling import enlarge
 
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as Pillow's "L"
 

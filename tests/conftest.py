@@ -37,7 +37,7 @@ def float64():
 def no_figures(monkeypatch):
     """Drawing takes longer than all the rest."""
     for name in ("save_grid", "save_training_curves", "save_model_diagram"):
-        monkeypatch.setattr(f"figures.{name}", lambda *_, **__: None)
+        monkeypatch.setattr(f"support.figures.{name}", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import checkpoints
 import networks
+from support import checkpoints
 
 ROOT = Path(__file__).parent.parent
 TRAIN = "srgan.py --preset demo --crop-size 16 --batch-size 2 --learning-rate 1e-4 "

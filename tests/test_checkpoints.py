@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-import checkpoints
 import networks
+from support import checkpoints
 
 TINY = networks.Network(num_residual_blocks=1, num_filters=4)
 

@@ -11,14 +11,14 @@ import keras
 import pytest
 from PIL import Image
 
-import checkpoints
-import command_line
 import networks
+from support import checkpoints, command_line
 
 ROOT = Path(__file__).parent.parent
 STREAMS = {"stdout": 1, "stderr": 2}  # file descriptors
 TALKATIVE = """
-import sys, command_line
+import sys
+from support import command_line
 def main():
     command_line.warn(sys.argv[1])
     for _ in range(50_000):
@@ -70,7 +70,7 @@ def test_ctrl_c_during_imports_is_silent(tmp_path, module):
     """Ctrl-C in the first seconds would print a traceback of up to 94 lines."""
     (tmp_path / f"{module}.py").write_text(INTERRUPT)
     others = ["srgan", "evaluate", "benchmark"] if module == "numpy" else []
-    for command in ("upscale", "sample_data", *others):
+    for command in ("upscale", *others):
         program = [ROOT / f"{command}.py", "--help"]
         result = run(program, tmp_path, PYTHONPATH=str(tmp_path))
         assert result == (command_line.EXIT_INTERRUPTED, "", ""), command

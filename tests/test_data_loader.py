@@ -16,7 +16,7 @@ from PIL.Image import Transpose
 
 import data_loader
 from data_loader import Batch, DataLoader, NoImageLeftError, find_dataset
-from pictures import degrade, find_images, read_rgb, to_float, to_uint8
+from support.image_files import degrade, find_images, read_rgb, to_float, to_uint8
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -269,7 +269,7 @@ def test_images_are_kept_if_all_fit(photos, monkeypatch, limit, times):
     """Memory grew with the dataset, or each crop decoded its image again."""
     opened = []
     read = lambda path: opened.append(path) or read_rgb(path)  # noqa: E731
-    monkeypatch.setattr(data_loader.pictures, "read_rgb", read)
+    monkeypatch.setattr(data_loader.image_files, "read_rgb", read)
     monkeypatch.setattr(data_loader, "CACHE_BYTES", limit)
     loader = make_loader(photos, crops_per_image=2)
     batches = [loader.make_batch(k, 12) for k in range(3)]

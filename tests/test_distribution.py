@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import pytest
 
-import distribution
 import srgan
+from support import distribution
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 300  # seconds
@@ -31,7 +31,7 @@ STEPS = """
 import sys
 import numpy as np
 import keras
-import distribution
+from support import distribution
 from srgan import SRGAN
 dtype, discriminator_bn, path = sys.argv[1:]
 with distribution.join_workers() as workers:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-MODULES = sorted(Path(__file__).parent.parent.glob("*.py"))
+ROOT = Path(__file__).parent.parent
+MODULES = sorted([*ROOT.glob("*.py"), *ROOT.glob("support/*.py")])
 MAX_ARGUMENTS = 7
 DOCUMENTED = {  # what users call: every argument is explained
     *("srgan.SRGAN", "data_loader.DataLoader", "networks.UpsampleConv2D"),

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import checkpoints
 import evaluate
 import metrics
 import networks
-from pictures import degrade, enlarge_by_filter, to_float
-from tiling import enlarge
+from support import checkpoints
+from support.image_files import degrade, enlarge_by_filter, to_float
+from support.tiling import enlarge
 
 # The source's generator in plain Keras 2, saved as the source does.
 KERAS_2_GENERATOR = """

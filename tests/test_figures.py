@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-import figures
-from figures import Box, find_detail
+from support import figures
+from support.figures import Box, find_detail
 
 HOSTILE_NAME = "a$b_$照片_\udcff\n" * 15
 

@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import metrics
 from data_loader import TestImage as ImagePair  # pytest would collect a class Test*
 from metrics import SSIM_WINDOW, luminance, measure, psnr, ssim
-from pictures import enlarge_by_filter
+from support.image_files import enlarge_by_filter
 
 
 def random_pair(shape, seed=0):

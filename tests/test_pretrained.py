@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import checkpoints
 import evaluate
 import metrics
 from data_loader import SOURCE_BLUR
-from pictures import degrade, enlarge_by_filter, to_uint8
 from sample_data import PHOTOGRAPH
-from tiling import enlarge
+from support import checkpoints
+from support.image_files import degrade, enlarge_by_filter, to_uint8
+from support.tiling import enlarge
 
 BLURS = {"srresnet-bicubic": 0.0, "srresnet-source": SOURCE_BLUR}
 BLURS |= {"srcnn-bicubic": 0.0, "espcn-bicubic": 0.0}

@@ -21,12 +21,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import checkpoints
-import figures
 import networks
 import srgan
 from data_loader import DataLoader
-from training_run import PRE_TRAINING, TRAINING, TrainingRun
+from support import checkpoints, figures
+from support.training_run import PRE_TRAINING, TRAINING, TrainingRun
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 300  # seconds; a process that hangs is a failure
@@ -35,7 +34,8 @@ TIMEOUT = 300  # seconds; a process that hangs is a failure
 DRIVER = """
 import os, resource, signal, time
 import srgan  # first, because it silences TensorFlow
-import checkpoints, command_line, data_loader, figures, networks, presets, training_run
+import data_loader, networks, presets
+from support import checkpoints, command_line, figures, training_run
 
 # A shell that starts pytest with & lets its children ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,14 +9,14 @@ import keras
 import numpy as np
 import pytest
 
-import checkpoints
 import data_loader
 import networks
 import sample_data
 import srgan
 from presets import PRESETS
 from srgan import SRGAN
-from training_run import TrainingRun
+from support import checkpoints
+from support.training_run import TrainingRun
 
 TINY = {"num_residual_blocks": 1, "num_filters": 4}
 STATISTICS = {"moving_mean", "moving_variance"}

@@ -4,11 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-import checkpoints
-import tiling
 from metrics import psnr
 from networks import Network, build_generator, build_network, receptive_field_radius
-from pictures import SCALE, read_rgb, to_uint8
+from support import checkpoints, tiling
+from support.image_files import SCALE, read_rgb, to_uint8
 
 ROUNDING = 1e-5  # float32, in [-1, 1]
 

@@ -10,9 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-import checkpoints
-import training_run
-from training_run import PRE_TRAINING, TRAINING, TrainingStoppedError
+from support import checkpoints, training_run
+from support.training_run import PRE_TRAINING, TRAINING, TrainingStoppedError
 
 PHASES = (PRE_TRAINING, TRAINING)
 

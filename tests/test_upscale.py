@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-import checkpoints
 import upscale
 from networks import build_generator
-from pictures import SCALE, Picture, to_uint8
-from tiling import enlarge
+from support import checkpoints
+from support.image_files import SCALE, Picture, to_uint8
+from support.tiling import enlarge
 
 
 class Repeater:

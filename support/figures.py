@@ -2,8 +2,8 @@
 
 Images are uint8 RGB arrays `(h, w, 3)`, drawn 1:1: resampling would hide their detail.
 
-    python -c "import figures, numpy; black = numpy.zeros((64, 64, 3), 'uint8'); \
-        figures.save_grid([{'black': black}], 'images/black.png')"
+    python -c "import numpy; from support import figures; \
+        figures.save_grid([{'black': numpy.zeros((64, 64, 3), 'uint8')}], 'black.png')"
 """
 
 import warnings
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from pictures import atomic_path
+from support.image_files import atomic_path
 
 GRID_CELL = 512  # px, largest side of a grid cell; larger images show their centre
 MIN_CELL = 144  # px, smallest cell of a crowded grid, so that labels stay legible

@@ -1,4 +1,4 @@
-"""Tests of pictures.py: a file is read right or refused by name, nothing between."""
+"""Tests of image_files.py: a file is read right or refused by name, nothing between."""
 
 import itertools
 import os
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw, ImageFilter, PngImagePlugin
 
-import pictures
-from pictures import UnreadableImageError, read_picture, read_rgb
+from support import image_files
+from support.image_files import UnreadableImageError, read_picture, read_rgb
 from upscale import is_neutral
 
 ORIENTATION, MAKE, WIDTH, DETAILS, GPS = 0x0112, 0x010F, 0x0100, 0x8769, 0x8825
@@ -79,16 +79,16 @@ def make_exif(orientation):
 def test_ranges_and_scales():
     """Levels were truncated or wrapped around, or LR images were not the source's."""
     levels = np.arange(256, dtype="uint8")
-    floats = pictures.to_float(levels)
+    floats = image_files.to_float(levels)
     np.testing.assert_array_equal(floats, levels.astype("float32") / 127.5 - 1)
-    np.testing.assert_array_equal(pictures.to_uint8(floats - 0.003), levels)
-    np.testing.assert_array_equal(pictures.to_uint8([-1.5, 1.01, 9]), [0, 255, 255])
+    np.testing.assert_array_equal(image_files.to_uint8(floats - 0.003), levels)
+    np.testing.assert_array_equal(image_files.to_uint8([-1.5, 1.01, 9]), [0, 255, 255])
     image = Image.fromarray(NOISE).resize((43, 34))
     for blurred, blur in ((image, 0), (image.filter(ImageFilter.GaussianBlur(2)), 2)):
         expected = blurred.resize((10, 8), Image.Resampling.BICUBIC)
-        np.testing.assert_array_equal(pictures.degrade(image, blur), expected)
-    assert pictures.enlarge_by_filter(NOISE).shape == (24, 32, 3)
-    assert pictures.enlarge_by_filter(NOISE[..., 0]).shape == (24, 32)
+        np.testing.assert_array_equal(image_files.degrade(image, blur), expected)
+    assert image_files.enlarge_by_filter(NOISE).shape == (24, 32, 3)
+    assert image_files.enlarge_by_filter(NOISE[..., 0]).shape == (24, 32)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
@@ -187,7 +187,7 @@ def test_formats_and_modes(tmp_path, suffix, mode):
     assert (picture.notes, picture.alpha is None) == ([], mode not in ("LA", "RGBA"))
     shown = flat.convert(expected).convert("RGB")
     np.testing.assert_allclose(read_rgb(path), shown, atol=4)
-    assert pictures.find_images(tmp_path) == ([path], {})
+    assert image_files.find_images(tmp_path) == ([path], {})
 
 
 def test_lab_and_cmyk_profiles(tmp_path, monkeypatch):
@@ -263,7 +263,7 @@ def test_upright(tmp_path, orientation):
         picture = read_picture(tmp_path / name)
         np.testing.assert_array_equal(picture.image, upright, err_msg=name)
         assert picture.metadata["exif"].get(ORIENTATION, 1) == 1
-        assert sorted(pictures.read_size(tmp_path / name)) == [6, 8]
+        assert sorted(image_files.read_size(tmp_path / name)) == [6, 8]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "avif"])
@@ -280,7 +280,7 @@ def test_exif_and_xmp_survive(tmp_path, suffix, file_format):
     Image.fromarray(NOISE).save(path, exif=exif.tobytes(), **options)
     picture = read_picture(path)
     large, path = picture.image.resize((24, 32)), tmp_path / f"result.{file_format}"
-    assert pictures.save_image(large, path, file_format, picture.metadata) == []
+    assert image_files.save_image(large, path, file_format, picture.metadata) == []
     with Image.open(path) as result:
         assert result.info["xmp"] == XMP
         exif = result.getexif()
@@ -298,8 +298,8 @@ def test_png_text_survives(tmp_path):
     path = write_png(tmp_path / "a.png", NOISE, before=before)
     picture = read_picture(path)
     assert picture.image.size == (6, 8)
-    assert "text" in str(pictures.save_image(NOISE, path, "jpg", picture.metadata))
-    assert pictures.save_image(NOISE, path, "png", picture.metadata) == []
+    assert "text" in str(image_files.save_image(NOISE, path, "jpg", picture.metadata))
+    assert image_files.save_image(NOISE, path, "png", picture.metadata) == []
     assert read_picture(path).metadata["text"] == {"By": "me"}
 
 
@@ -312,7 +312,7 @@ def test_resolution(tmp_path):
     image.save(path, "TIFF", dpi=(300, 300))
     metadata = read_picture(path).metadata
     for suffix in ("png", "jpg", "webp"):
-        notes = pictures.save_image(image, path, suffix, metadata)
+        notes = image_files.save_image(image, path, suffix, metadata)
         kept = read_picture(path).metadata.get("dpi", (0, 0))
         assert kept == pytest.approx((300, 300), abs=0.1) or "resolution" in str(notes)
 
@@ -328,7 +328,7 @@ def test_too_much_text(tmp_path, where, name, head):
     picture = read_picture(path)
     np.testing.assert_array_equal(picture.image, NOISE)
     assert "dropped" in picture.notes[0]
-    assert pictures.read_size(path) == (8, 6)
+    assert image_files.read_size(path) == (8, 6)
 
 
 @pytest.mark.parametrize("length", [65_400, 65_500, 65_533, 70_000])
@@ -338,7 +338,7 @@ def test_too_much_for_jpeg(tmp_path, length):
     exif[0x010E] = length * "x"
     for suffix in ("jpg", "png", "webp"):
         path, metadata = tmp_path / f"a.{suffix}", {"exif": exif, "xmp": length * b"x"}
-        notes = pictures.save_image(Image.fromarray(NOISE), path, suffix, metadata)
+        notes = image_files.save_image(Image.fromarray(NOISE), path, suffix, metadata)
         kept = read_picture(path).metadata
         for key in metadata:
             assert (key in kept) != (f"{key.upper()} data are too large" in str(notes))
@@ -364,7 +364,7 @@ def test_profiles_fit_pixels(tmp_path, mode, space):
     assert ("does not fit" in str(picture.notes)) != fits
     for suffix in ("png", "jpg", "webp"):
         result = Image.fromarray(np.array(picture.image))
-        notes = pictures.save_image(result, tmp_path / "a", suffix, picture.metadata)
+        notes = image_files.save_image(result, tmp_path / "a", suffix, picture.metadata)
         is_lost = fits and suffix == "webp" and space == "GRAY"
         with Image.open(tmp_path / "a") as result:
             assert ("icc_profile" in result.info) == (fits and not is_lost)
@@ -384,7 +384,7 @@ def test_hidden_colours_do_not_show(hidden, shape):
     logo = Image.new("RGB", alpha.size, hidden)
     logo.paste((220, 30, 40), mask=alpha.point(lambda level: 255 * (level > 1)))
     logo.putalpha(alpha)
-    bled = np.array(pictures.bleed_colours(logo)).astype(int)
+    bled = np.array(image_files.bleed_colours(logo)).astype(int)
     assert np.abs(bled - (220, 30, 40)).max() <= 8
 
 
@@ -400,9 +400,9 @@ def test_saving_is_atomic(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            pictures.save_image(NOISE, path)
+            image_files.save_image(NOISE, path)
     assert path.read_text() == "before"
-    pictures.save_image(NOISE, path)
+    image_files.save_image(NOISE, path)
     np.testing.assert_array_equal(Image.open(path), NOISE)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -414,8 +414,8 @@ def test_what_a_format_cannot_hold(tmp_path):
         ("I;16", 32896, 128, "jpg has 8 bits, not 16"),
         ("LA", (7, 0), 255, "laid on white"), ("RGBA", (7, 8, 9, 0), 255, "on white"),
     ):  # fmt: skip
-        notes = pictures.save_image(Image.new(mode, (8, 8), colour), path, "jpg")
+        notes = image_files.save_image(Image.new(mode, (8, 8), colour), path, "jpg")
         assert note in notes[0]
         assert np.abs(np.array(Image.open(path)).astype(int) - shown).max() <= 1
     with pytest.raises(ValueError, match=r"16384x1 px, but webp .* --format png"):
-        pictures.save_image(Image.new("L", (16384, 1)), tmp_path / "a.webp", "webp")
+        image_files.save_image(Image.new("L", (16384, 1)), tmp_path / "a.webp", "webp")

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoints
-import command_line
-import figures
 import metrics
-from checkpoints import list_steps
-from pictures import enlarge_by_filter, save_image, to_uint8
-from tiling import enlarge
+from support import checkpoints, command_line, figures
+from support.checkpoints import list_steps
+from support.image_files import enlarge_by_filter, save_image, to_uint8
+from support.tiling import enlarge
 
 PHASES = PRE_TRAINING, TRAINING = "pre_training", "training"
 GRID_FOLDERS = {PRE_TRAINING: "_res_gen", TRAINING: "_res_gan"}  # source

@@ -1,6 +1,7 @@
 """Image files in and out: one finder, one reader, one atomic writer.
 
-    python -c "import pictures; print(pictures.read_picture('photo.jpg').notes)"
+    python -c "from support import image_files; \
+        print(image_files.read_picture('photo.jpg').notes)"
 
 Only known formats and pixel types are read; others are refused with the reason.
 """

@@ -1,6 +1,6 @@
 """Enlarges images of any size in bounded memory, tile by tile, without seams.
 
-    python -c "import tiling; help(tiling.enlarge)"
+    python -c "from support import tiling; help(tiling.enlarge)"
 
 Each tile is computed from a window that also holds as much of its surroundings as the
 network sees (`networks.receptive_field_radius`), so that it comes out as it would in
@@ -10,7 +10,7 @@ the whole image. Beyond the image's border, its reflection takes their place.
 import numpy as np
 
 from networks import receptive_field_radius
-from pictures import SCALE, to_float
+from support.image_files import SCALE, to_float
 
 # LR px, the side of a tile. Some 7 KiB of memory for each pixel of a window make
 # 0.8 GB for the largest. There are few sizes, because on a GPU Keras compiles the

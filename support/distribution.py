@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-import command_line
+from support import command_line
 
 MAX_AGREED = 64  # the largest number of a signal
 # Names in `tf.errors`. The last is raised after a worker was started again.

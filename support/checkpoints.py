@@ -1,6 +1,6 @@
 """Training state that survives crashes, and generator weights of every kind.
 
-    python -c "import checkpoints; print(checkpoints.list_shipped())"
+    python -c "from support import checkpoints; print(checkpoints.list_shipped())"
 
 A checkpoint is a folder, `step-00000500/`, written under another name, flushed to disk
 and renamed, so that a folder of that name is whole. Its `state.json` holds the step,
@@ -34,7 +34,7 @@ STATE_FILE = "state.json"
 GENERATOR_FILE = "generator.weights.h5"
 DEFAULT_FOLDER = Path("weights/training_checkpoints")
 DEFAULT_SHIPPED = "srresnet-bicubic"
-SHIPPED_FOLDER = Path(__file__).parent / "weights" / "pretrained"
+SHIPPED_FOLDER = Path(__file__).parent.parent / "weights" / "pretrained"
 NETWORK_ATTRIBUTE = "network"  # of a weights file: which network it belongs to
 NUM_KEPT = 3  # newest checkpoints; three of the adversarial phase take 0.3 GB
 REASON_LENGTH = 200  # characters of a library's error that are passed on
