@@ -35,11 +35,12 @@ with command_line.quiet_imports(__name__):
     import keras
     import numpy as np
 
-    import networks
+    import layers
     from data_loader import Batch, check_crop_size
     from srgan import SRGAN
     from support.command_line import PRECISIONS, positive_int
-    from support.image_files import SCALE, write_text
+    from support.image_files import write_text
+    from support.pixels import SCALE
 
 TASKS = ("pre-training", "adversarial", "inference")
 
@@ -76,7 +77,7 @@ def build_source_generator(generator):
 
 def _with_keras_batch_norm(model):
     def clone(layer):
-        is_ours = isinstance(layer, networks.BatchNormalization)
+        is_ours = isinstance(layer, layers.BatchNormalization)
         kind = keras.layers.BatchNormalization if is_ours else type(layer)
         return kind.from_config(layer.get_config())
 

@@ -8,7 +8,6 @@ resumes exactly without any stored state of the reader.
 
 import hashlib
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from support import image_files
+from support import image_files, pixels, test_images
 
 MIN_CROP = 16  # px, one position of the discriminator's patch grid
 SOURCE_DATASET = "test2017"  # COCO
@@ -38,8 +37,6 @@ SCAN_THREADS = 8  # more than processors, because disks make them wait
 MAX_NAMED = 5  # skipped files named in a summary
 NUM_STAND_INS = 3  # test images taken from the dataset if there are no others
 STAND_IN_SIDE = 512  # px
-RESULT_NAME = re.compile(r"([-_ ]?x4)?([-_ ]\w+)?", re.IGNORECASE)  # after its own
-MAX_MISSING = 32  # px, rows or columns of a result that other methods cut off
 
 
 class Batch(NamedTuple):
@@ -47,15 +44,6 @@ class Batch(NamedTuple):
 
     lr: np.ndarray
     hr: np.ndarray
-
-
-class TestImage(NamedTuple):
-    """A whole test image, float32 RGB in [-1, 1]: (h, w, 3) and (4h, 4w, 3)."""
-
-    name: str
-    lr: np.ndarray
-    hr: np.ndarray
-    is_grey: bool = False  # then measured as one channel
 
 
 class NoImageLeftError(RuntimeError):
@@ -77,92 +65,11 @@ def find_dataset(dataset):
 
 def check_crop_size(crop_size):
     """Raises `ValueError` unless the networks can be trained on such crops."""
-    if crop_size < MIN_CROP or crop_size % image_files.SCALE:
+    if crop_size < MIN_CROP or crop_size % pixels.SCALE:
         raise ValueError(
-            f"--crop-size {crop_size} is not a multiple of {image_files.SCALE}, at "
+            f"--crop-size {crop_size} is not a multiple of {pixels.SCALE}, at "
             f"least {MIN_CROP}."
         )
-
-
-def check_side(path, size, min_side):
-    """Raises `UnreadableImageError` if a side of an image is too short."""
-    if min(size) < min_side:
-        raise image_files.UnreadableImageError(
-            path, f"too small, {size[0]}x{size[1]} px"
-        )
-
-
-def find_originals(folder, exclude=()):
-    """Returns {name: path} of a folder's images, and a list of problems."""
-    paths, skipped = image_files.find_images(folder, exclude)
-    problems = [f"{path}: {reason}" for path, reason in skipped.items()]
-    originals = {}
-    for path in paths:
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if originals.setdefault(name, path) is not path:
-            problems.append(f"{path}: {originals[name]} has the same name")
-    if not originals:
-        raise ValueError(f"No image in {folder}. Pass another --hr.")
-    return originals, problems
-
-
-def match_names(originals, folder, problems):
-    """Returns {name of an original: its file in `folder`}; adds to `problems`.
-
-    A file's name may go on after the original's, as DIV2K's `0801x4.png` does.
-    """
-    paths, skipped = image_files.find_images(folder)
-    problems += [f"{path}: {reason}" for path, reason in skipped.items()]
-    matches = {}
-    for path in paths:
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        names = [
-            name
-            for name in originals
-            if stem.startswith(name) and RESULT_NAME.fullmatch(stem, len(name))
-        ]
-        name = max(names, key=len, default=None)
-        if name is None or name in matches:
-            problems.append(f"{path}: there is no original of that name")
-        else:
-            matches[name] = path
-    if not matches:
-        raise ValueError(
-            f"No image in {folder} has the name of an original, such as "
-            f"{next(iter(originals))}. Pass another folder."
-        )
-    for name in originals:
-        if name not in matches:
-            problems.append(f"{originals[name]}: no image of that name in {folder}")
-    return {name: matches[name] for name in originals if name in matches}
-
-
-def read_result(path, height, width):
-    """Reads a method's enlarged image, and fills the border that it may lack.
-
-    Returns it, float RGB in [-1, 1], and the slices of its own rows and columns.
-    """
-    image = image_files.read_rgb(path)
-    if max(abs(height - image.height), abs(width - image.width)) > MAX_MISSING:
-        reason = f"{image.width}x{image.height} px, but the original {width}x{height}"
-        raise image_files.UnreadableImageError(path, reason)
-    sr = image_files.to_float(image)[:height, :width]
-    top, left = (height - len(sr)) // 2, (width - sr.shape[1]) // 2
-    rows, columns = slice(top, top + len(sr)), slice(left, left + sr.shape[1])
-    ends = (top, height - rows.stop), (left, width - columns.stop), (0, 0)
-    return np.pad(sr, ends, mode="edge"), rows, columns
-
-
-def make_test_image(name, hr, blur, lr=None):
-    """Makes a `TestImage` of RGB Pillow images; cuts HR sides to multiples of 4.
-
-    Source: takes exactly three, of one size, with sides divisible by 16.
-    """
-    hr = hr.crop(
-        (0, 0, *(side // image_files.SCALE * image_files.SCALE for side in hr.size))
-    )
-    lr = image_files.degrade(hr, blur) if lr is None else lr
-    return TestImage(name, image_files.to_float(lr), image_files.to_float(hr))
 
 
 class DataLoader:
@@ -225,7 +132,7 @@ class DataLoader:
         for path, future in futures.items():
             try:
                 sizes[path] = future.result()
-                check_side(path, sizes[path], self.crop_size)
+                test_images.check_side(path, sizes[path], self.crop_size)
             except image_files.UnreadableImageError as error:
                 self.skipped[path] = error.reason
         self.files = [path for path in sizes if path not in self.skipped]
@@ -321,8 +228,8 @@ class DataLoader:
             crop = image.crop((left, top, left + self.crop_size, top + self.crop_size))
             variant = None if is_testing else self.variants[variants[row]]
             hr.append(crop if variant is None else crop.transpose(variant))
-            lr.append(image_files.degrade(hr[-1], self.blur))
-        return Batch(image_files.to_float(lr), image_files.to_float(hr))
+            lr.append(pixels.degrade(hr[-1], self.blur))
+        return Batch(pixels.to_float(lr), pixels.to_float(hr))
 
     def _read_image(self, index):
         """Returns image number `index`, decoded, or the next one that can be read."""
@@ -333,7 +240,7 @@ class DataLoader:
                 continue
             try:
                 image = image_files.read_rgb(path)
-                check_side(path, image.size, self.crop_size)
+                test_images.check_side(path, image.size, self.crop_size)
             except image_files.UnreadableImageError as error:
                 if path not in self.skipped:
                     print(f"Skipped {path}: {error.reason}")
@@ -374,7 +281,7 @@ class DataLoader:
         for path in paths:
             try:
                 hr = image_files.read_rgb(path)
-                check_side(path, hr.size, image_files.SCALE)
+                test_images.check_side(path, hr.size, pixels.SCALE)
             except image_files.UnreadableImageError as error:
                 skipped[path] = error.reason
                 continue
@@ -382,7 +289,7 @@ class DataLoader:
                 left, top = (max(0, side - STAND_IN_SIDE) // 2 for side in hr.size)
                 hr = hr.crop((left, top, hr.width - left, hr.height - top))
             name = path.relative_to(folder).as_posix()
-            images.append(make_test_image(name, hr, self.blur))
+            images.append(test_images.make_test_image(name, hr, self.blur))
         for path, reason in skipped.items():
             print(f"Skipped {path}: {reason}")
         if not images:
@@ -393,7 +300,7 @@ class DataLoader:
         if output_folder is not None:
             for number, image in enumerate(images):
                 path = Path(output_folder, f"{number}.png")
-                image_files.save_image(image_files.to_uint8(image.lr), path)
+                image_files.save_image(pixels.to_uint8(image.lr), path)
         return images
 
     def __enter__(self):

@@ -23,53 +23,26 @@ with command_line.quiet_imports(__name__):
     import data_loader
     import metrics
     import sample_data
-    from support import figures, image_files
+    from support import figures, image_files, pixels, test_images
 
 # Modules that need Keras are imported where they are used, because results of other
 # methods are measured without it.
 
 GRID_COLUMNS = 6  # images on the grid; each has a sheet of its own
 RESERVED_LABELS = (*metrics.FILTERS, "low-resolution", "original")
-Pair = namedtuple("Pair", "name hr lr")  # paths; `lr` is `None` if it is made from `hr`
 # `path` is the file that was read. `discriminator`, the one saved beside it, and
 # `blur`, the radius of its training in HR px, are `None` if unknown.
 Model = namedtuple("Model", "generator path discriminator blur")
 
 
-def find_pairs(hr_folder, lr_folder=None, exclude=()):
-    """Pairs test images by name, and returns a list of `Pair` and one of problems."""
-    originals, problems = data_loader.find_originals(hr_folder, exclude)
-    if lr_folder is None:
-        return [Pair(name, hr, None) for name, hr in originals.items()], problems
-    inputs = data_loader.match_names(originals, lr_folder, problems)
-    return [Pair(name, originals[name], lr) for name, lr in inputs.items()], problems
-
-
-def load_pair(pair, blur):
-    """Reads or makes a `TestImage`; raises an `OSError` if a file does not serve."""
-    picture = image_files.read_picture(pair.hr)
-    hr = image_files.flatten(picture)
-    data_loader.check_side(pair.hr, hr.size, image_files.SCALE)
-    lr = None if pair.lr is None else image_files.read_rgb(pair.lr)
-    quarter = tuple(side // image_files.SCALE for side in hr.size)
-    if lr is not None and lr.size != quarter:
-        raise image_files.UnreadableImageError(
-            pair.lr,
-            f"it has {lr.width}x{lr.height} px, which is not a quarter of {pair.hr}, "
-            f"{hr.width}x{hr.height} px",
-        )
-    image = data_loader.make_test_image(pair.name, hr, blur, lr)
-    return image._replace(is_grey=picture.image.mode != "RGB")
-
-
 def load_models(paths, precision="float32"):
     """Loads generators as {label: `Model`}; a label is a path as it was typed."""
     import networks
-    from support import checkpoints
+    from support import checkpoints, weight_files
 
     models = {}
     for path in paths:
-        generator, file = checkpoints.load_generator(path, precision)
+        generator, file = weight_files.load_generator(path, precision)
         blur = discriminator = None
         has_state = (file.parent / checkpoints.STATE_FILE).is_file()
         if file.name == checkpoints.GENERATOR_FILE and has_state:
@@ -80,7 +53,7 @@ def load_models(paths, precision="float32"):
                 num_filters = generator.network["num_filters"]
                 discriminator = networks.build_discriminator(num_filters)
                 checkpoints.load_weights(discriminator, file_beside)
-        elif file in checkpoints.list_shipped().values():
+        elif file in weight_files.list_shipped().values():
             blur = data_loader.SOURCE_BLUR if "source" in file.name else 0.0
         label = str(path).removesuffix(".weights.h5").strip("/")
         if label in (*models, *RESERVED_LABELS):
@@ -91,14 +64,15 @@ def load_models(paths, precision="float32"):
 
 def load_vgg(path):
     """Builds the features of the scores, or returns `None` without a weights file."""
-    import networks
+    from losses import build_content_features
+    from networks import VGG_WEIGHTS_FILE
 
     home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
-    file = Path(path or Path(home, "models", networks.VGG_WEIGHTS_FILE))
+    file = Path(path or Path(home, "models", VGG_WEIGHTS_FILE))
     if not path and not file.is_file():  # nothing is downloaded
         return None
     keys = "source", "vgg54"
-    return {key: networks.build_content_features(key, str(file)) for key in keys}
+    return {key: build_content_features(key, str(file)) for key in keys}
 
 
 def score_models(models, image, vgg, tile):
@@ -114,7 +88,7 @@ def score_models(models, image, vgg, tile):
         shown[label] = metrics.show(sr, image.is_grey)
         scores[label] = score(sr, image, vgg)
         if vgg is not None and label in models and models[label].discriminator:
-            from networks import CONTENT_LOSSES
+            from losses import CONTENT_LOSSES
 
             judges = vgg["source"], models[label].discriminator, sr, image.hr
             loss = metrics.perceptual_loss(*judges, CONTENT_LOSSES["source"])
@@ -127,7 +101,7 @@ def score_results(files, image, vgg, problems):
     shown, scores = {}, {}
     for label, path in files.items():
         try:
-            sr, *part = data_loader.read_result(path, *image.hr.shape[:2])
+            sr, *part = test_images.read_result(path, *image.hr.shape[:2])
         except image_files.UnreadableImageError as error:
             problems.append(f"{path}: {error.reason}")
             continue
@@ -159,12 +133,12 @@ def save_pictures(image, shown, scores, models, output):
         panels[label] = np.asarray(Image.fromarray(shown[label]).convert("RGB"))
         row = scores[label]
         captions[label] = f"{row['psnr_y']:.2f} dB / {row['ssim_y']:.4f}"
-    panels["original"] = image_files.to_uint8(image.hr)
+    panels["original"] = pixels.to_uint8(image.hr)
     detail = figures.find_detail(panels[[*others, "original"][0]], panels["bicubic"])
     path = Path(output, "sheets", f"{image.name}.png")
-    title = f"{image.name}, x{image_files.SCALE}: PSNR / SSIM (Y)"
+    title = f"{image.name}, x{pixels.SCALE}: PSNR / SSIM (Y)"
     figures.save_comparison_sheet(panels, path, captions, detail, title)
-    panels["low-resolution"] = image_files.to_uint8(image.lr)
+    panels["low-resolution"] = pixels.to_uint8(image.lr)
     rows = *others, "low-resolution", "bicubic", "original"
     return {label: panels[label] for label in rows}
 
@@ -229,10 +203,10 @@ def main(argv=None):
             folder = data_loader.TEST_FOLDER
             print(f"There is no folder {folder}: measuring on the demo's images.")
             args.hr = sample_data.write_sample_dataset()
-        pairs, problems = find_pairs(args.hr, args.lr, [args.output])
+        pairs, problems = test_images.find_pairs(args.hr, args.lr, [args.output])
         originals = {pair.name: pair.hr for pair in pairs}
         results = {
-            label: data_loader.match_names(originals, folder, problems)
+            label: test_images.match_names(originals, folder, problems)
             for label, folder in results.items()
         }
         if args.weights or args.vgg_weights or not results:
@@ -252,7 +226,7 @@ def main(argv=None):
     bar = command_line.progress_bar(len(pairs), "image") if models else None
     for number, pair in enumerate(pairs, start=1):
         try:
-            image = load_pair(pair, blur)
+            image = test_images.load_pair(pair, blur)
         except image_files.UnreadableImageError as error:
             problems.append(str(error).removeprefix("Cannot read ").rstrip("."))
             continue
@@ -291,12 +265,12 @@ def main(argv=None):
 
 
 def _default_weights():
-    from support import checkpoints
+    from support import weight_files
 
     try:
-        return [checkpoints.find_weights(checkpoints.DEFAULT_FOLDER)]
+        return [weight_files.find_weights(weight_files.DEFAULT_FOLDER)]
     except FileNotFoundError:
-        return list(checkpoints.list_shipped())
+        return list(weight_files.list_shipped())
 
 
 def _choose_blur(args, models):

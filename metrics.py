@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from support.image_files import enlarge_by_filter, to_float, to_uint8
+from support.pixels import enlarge_by_filter, to_float, to_uint8
 
 BORDER = 4  # px cut from each side; as many as the scale, paper Sec. 3.1
 PEAK = 255.0  # the L of both formulas: the largest 8-bit value
@@ -138,7 +138,7 @@ def feature_distance(vgg, sr, hr):
 def perceptual_loss(vgg, discriminator, sr, hr, content):
     """Returns the weighted sum of content and adversarial loss of an image (source).
 
-    NaN if the discriminator only takes crops. `content` is a `networks.ContentLoss`.
+    NaN if the discriminator only takes crops. `content` is a `losses.ContentLoss`.
     """
     if None not in discriminator.input_shape[1:]:
         return math.nan

@@ -1,4 +1,4 @@
-"""The networks of SRGAN and their losses, as data and small builders.
+"""The networks of SRGAN, as data and small builders.
 
     python -c "import networks; networks.build_generator().summary()"
 
@@ -13,187 +13,16 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from support.image_files import SCALE
+from layers import BatchNormalization, UpsampleConv2D
+from support.pixels import SCALE
 
-BATCH_NORM_MOMENTUM = 0.8  # source: both networks; Keras's default is 0.99
 LEAKY_SLOPE = 0.2  # paper, Sec. 2.1.1
 # (filters / num_filters, stride); paper, Fig. 4
 DISCRIMINATOR_BLOCKS = ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2))
 DENSE_UNITS_FACTOR = 16  # 1024 units for 64 filters; paper, Fig. 4
 PATCH_SIZE = 16  # px, stride of the discriminator's patch grid
 
-FEATURE_WEIGHT = 1 / 12.75**2  # = 0.006, paper, Sec. 3.2
-TOTAL_VARIATION_WEIGHT = 2e-8  # SRResNet-VGG22; paper, Sec. 3.4
 VGG_WEIGHTS_FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
-
-
-class ContentLoss(NamedTuple):
-    """What generated and original images are compared by, and what else counts."""
-
-    layer_name: str | None  # of VGG19; None: the pixels themselves
-    weight: float
-    imagenet_preprocessing: bool
-    adversarial_weight: float = 1e-3  # paper, Sec. 2.2, eq. 3
-    pixel_weight: float = 0.0  # of the mean squared error as well; it keeps colours
-    # Images are rolled by up to so many px before they are compared. Without it, the
-    # strides of discriminator and VGG19 imprint the LR image's grid.
-    max_shift: int = 0
-
-
-CONTENT_LOSSES = {
-    # Source: block3_conv3, and no ImageNet preprocessing.
-    "source": ContentLoss("block3_conv3", FEATURE_WEIGHT, False),
-    "mse": ContentLoss(None, 1.0, False),
-    "vgg22": ContentLoss("block2_conv2", FEATURE_WEIGHT, True),
-    "vgg54": ContentLoss("block5_conv4", FEATURE_WEIGHT, True),
-    # What `srgan-bicubic` was trained with; neither source nor paper.
-    "vgg54_pixel": ContentLoss("block5_conv4", FEATURE_WEIGHT, True, 3e-3, 1.0, 15),
-}
-
-
-@keras.saving.register_keras_serializable(package="srgan")
-class UpsampleConv2D(layers.Conv2D):
-    """Nearest-neighbour upsampling x2 and a convolution, in one layer.
-
-    Equals `UpSampling2D(2)` and `Conv2D(filters, kernel_size, padding="same")` with the
-    same weights, borders included, but never makes the enlarged tensor. Several taps of
-    the kernel fall on the same input pixel, so they are added up first ("folded"):
-
-    - Few filters and a side of 4m + 1 (9x9 to RGB): a convolution of side 2m + 1 to
-      four groups of channels, one for each output pixel of an input pixel, then
-      depth-to-space: 25 multiply-adds instead of 81.
-    - Otherwise (3x3): one transposed convolution, stride 2, whose kernel is convolved
-      with a 2x2 box: 16 multiply-adds instead of 36.
-
-    Args:
-        filters: int, number of output channels.
-        kernel_size: odd int, side of the kernel on the enlarged image.
-        **kwargs: others of `keras.layers.Conv2D`, but for strides, dilation, padding.
-
-    Raises:
-        ValueError: if `kernel_size` is even.
-
-    Input `(n, h, w, channels)`, output `(n, 2h, 2w, filters)`.
-    """
-
-    def __init__(self, filters, kernel_size, **kwargs):
-        kwargs |= {"padding": "same", "data_format": "channels_last"}
-        super().__init__(filters, kernel_size, **kwargs)
-        side = self.kernel_size[0]
-        if side % 2 == 0:
-            raise ValueError(f"The kernel's side must be odd, not {kernel_size}.")
-        self.folds_to_depth = side % 4 == 1 and filters <= 16
-        self._fold = _fold_phases(side) if self.folds_to_depth else _fold_box(side)
-
-    def add_weight(self, *args, **kwargs):
-        # 16-bit policies: sums of taps are formed in float32 and cast once.
-        return super().add_weight(*args, **kwargs, autocast=False)
-
-    def call(self, inputs):
-        # Dense operations only: `gather` would make the kernel's gradient sparse, and
-        # Adam then takes wrong steps.
-        fold = ops.convert_to_tensor(self._fold, self.variable_dtype)
-        if self.folds_to_depth:
-            # (k, k, c, f) -> (m, m, c, 2, 2, f) -> (m, m, c, 4f), m = k // 2 + 1
-            kernel = ops.einsum("pit,qju,tucf->ijcpqf", fold, fold, self.kernel)
-            kernel = ops.reshape(kernel, (*kernel.shape[:3], 4 * self.filters))
-            kernel = ops.cast(kernel, self.compute_dtype)
-            outputs = ops.conv(inputs, kernel, padding="same")
-            # (n, h, w, 4f) -> (n, 2h, 2w, f)
-            outputs = ops.depth_to_space(outputs, 2)
-        else:
-            # (k, k, c, f) -> (k + 1, k + 1, f, c)
-            kernel = ops.einsum("it,ju,tucf->ijfc", fold, fold, self.kernel)
-            kernel = ops.cast(kernel, self.compute_dtype)
-            outputs = ops.conv_transpose(inputs, kernel, strides=2, padding="same")
-        if self.use_bias:
-            outputs = outputs + ops.cast(self.bias, self.compute_dtype)
-        return self.activation(outputs)
-
-    def compute_output_shape(self, input_shape):
-        height, width = (side and 2 * side for side in input_shape[1:3])
-        return (input_shape[0], height, width, self.filters)
-
-
-def _fold_box(side):
-    """0/1 matrix `(side + 1, side)` of a 2-tap box, flipped for a transpose."""
-    box = np.eye(side + 1, side) + np.eye(side + 1, side, k=-1)
-    return box[:, ::-1]
-
-
-def _fold_phases(side):
-    """0/1 tensor `(2, side // 2 + 1, side)`: input pixel of each phase and tap."""
-    enlarged = np.repeat(np.eye(side // 2 + 1), 2, axis=1)  # nearest neighbour x2
-    return np.stack([enlarged[:, :side], enlarged[:, 1:]])
-
-
-@keras.saving.register_keras_serializable(package="srgan")
-class BatchNormalization(layers.BatchNormalization):
-    """Keras's batch normalization, by TensorFlow's fused kernel where it applies.
-
-    Results are Keras's. Three attributes are read when a step is traced:
-
-    - `has_fixed_statistics`: training normalizes by the moving statistics and leaves
-      them alone; scale and offset are trained, unlike with `trainable = False`.
-    - `uses_batch_when_frozen`: training normalizes by the batch's statistics although
-      `trainable` is `False`, and leaves the moving ones alone.
-    - `is_fused`: `False` runs Keras's own code everywhere.
-    """
-
-    has_fixed_statistics = False
-    uses_batch_when_frozen = False
-    is_fused = True
-
-    def __init__(self, momentum=BATCH_NORM_MOMENTUM, **kwargs):
-        super().__init__(momentum=momentum, **kwargs)
-
-    def call(self, inputs, training=None, mask=None):
-        training = bool(training) and not self.has_fixed_statistics
-        by_batch = training and (self.trainable or self.uses_batch_when_frozen)
-        is_taken = self.compute_dtype != "float64" and not self.synchronized
-        if self.is_fused and is_taken and keras.backend.backend() == "tensorflow":
-            return self._fused_call(inputs, by_batch)
-        if by_batch and not self.trainable:
-            return self._normalize_by_batch(inputs)
-        return super().call(inputs, training=training, mask=mask)
-
-    def _fused_call(self, inputs, is_training):
-        import tensorflow as tf  # the kernel is TensorFlow's own
-
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=self.gamma,
-            offset=self.beta,
-            mean=self.moving_mean,
-            variance=self.moving_variance,
-            epsilon=self.epsilon,
-            is_training=is_training,
-        )
-        if is_training and self.trainable:
-            count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
-            variance *= (count - 1) / count  # undo Bessel's correction
-            kept, added = self.momentum, 1 - self.momentum
-            self.moving_mean.assign(kept * self.moving_mean + added * mean)
-            self.moving_variance.assign(kept * self.moving_variance + added * variance)
-        return outputs
-
-    def _normalize_by_batch(self, inputs):
-        images = ops.cast(inputs, self.variable_dtype)  # float32 at least
-        mean, variance = ops.moments(images, (0, 1, 2), synchronized=self.synchronized)
-        outputs = ops.batch_normalization(
-            images, mean, variance, self.axis, self.beta, self.gamma, self.epsilon
-        )
-        return ops.cast(outputs, self.compute_dtype)
-
-
-def make_deterministic():
-    """Lets TensorFlow repeat results bit for bit."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
-        # On GPUs, the fused kernel has no deterministic gradient for fixed statistics.
-        BatchNormalization.is_fused = not tf.config.list_physical_devices("GPU")
 
 
 class Network(NamedTuple):
@@ -357,53 +186,6 @@ def build_feature_extractor(
     extractor = keras.Model(images, truncated(inputs), name=f"vgg19_{layer_name}")
     extractor.trainable = False
     return extractor
-
-
-def build_content_features(content_loss, vgg_weights):
-    """Builds the features of a key of `CONTENT_LOSSES`; `None` for plain pixels."""
-    if content_loss not in CONTENT_LOSSES:
-        known = ", ".join(CONTENT_LOSSES)
-        raise ValueError(f"Unknown content_loss {content_loss!r}. Known: {known}.")
-    loss = CONTENT_LOSSES[content_loss]
-    if loss.layer_name is None:
-        return None
-    options = vgg_weights, loss.imagenet_preprocessing
-    return build_feature_extractor(loss.layer_name, *options)
-
-
-class Roll(layers.Layer):
-    """Rolls images by `offset`, rows and columns that are set before each step."""
-
-    def build(self, input_shape):
-        self.offset = self.add_weight((2,), "zeros", "int32", trainable=False)
-
-    def call(self, images):
-        return ops.roll(images, ops.convert_to_tensor(self.offset), axis=(1, 2))
-
-
-class TotalVariation(layers.Layer):
-    """Passes images on; adds their total variation to the loss (paper: Sec. 3.4)."""
-
-    def call(self, images):
-        rows = ops.sum(ops.abs(images[:, 1:] - images[:, :-1]))
-        columns = ops.sum(ops.abs(images[:, :, 1:] - images[:, :, :-1]))
-        num_images = ops.cast(ops.shape(images)[0], images.dtype)
-        self.add_loss(TOTAL_VARIATION_WEIGHT * (rows + columns) / num_images)
-        return images
-
-
-def batch_norm_layers(model):
-    """Returns the list of a model's batch-norm layers."""
-    return [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
-
-
-def average_batch_norm(model, images, count):
-    """Makes batch-norm statistics the mean of `count` earlier batches and this one."""
-    for layer in batch_norm_layers(model):
-        layer.momentum = count / (count + 1)
-    model(images, training=True)
-    for layer in batch_norm_layers(model):
-        layer.momentum = BATCH_NORM_MOMENTUM
 
 
 def receptive_field_radius(generator):

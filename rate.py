@@ -20,8 +20,8 @@ with command_line.quiet_imports(__name__):
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from data_loader import find_originals, match_names, read_result
-    from support import image_files
+    from support import image_files, pixels
+    from support.test_images import find_originals, match_names, read_result
 
 PAGE = Path(__file__).with_name("rate.html")
 IMAGE_NAME = 12 * "[0-9a-f]" + ".png"
@@ -55,8 +55,8 @@ def make_study(hr_folder, results, index):
 
     examples = []
     for name, images in itertools.islice(versions.items(), NUM_EXAMPLES):
-        lr = np.asarray(image_files.degrade(Image.fromarray(images[ORIGINAL]), blur=0))
-        nearest = image_files.enlarge_by_filter(lr, Image.Resampling.NEAREST)
+        lr = np.asarray(pixels.degrade(Image.fromarray(images[ORIGINAL]), blur=0))
+        nearest = pixels.enlarge_by_filter(lr, Image.Resampling.NEAREST)
         for method, score in EXAMPLES.items():
             image = nearest if method == NEAREST else images[ORIGINAL]
             file = add(name, method, CALIBRATION, image)
@@ -84,9 +84,9 @@ def _read_versions(hr_folder, results):
         if None in files.values():
             continue
         try:
-            hr = image_files.to_float(image_files.read_rgb(path))
+            hr = pixels.to_float(image_files.read_rgb(path))
             height, width = (
-                side // image_files.SCALE * image_files.SCALE for side in hr.shape[:2]
+                side // pixels.SCALE * pixels.SCALE for side in hr.shape[:2]
             )
             images, parts = {ORIGINAL: hr[:height, :width]}, []
             for label, file in files.items():
@@ -98,7 +98,7 @@ def _read_versions(hr_folder, results):
         (top, _), (left, _) = np.max(parts, axis=0)
         (_, bottom), (_, right) = np.min(parts, axis=0)
         versions[name] = {
-            label: image_files.to_uint8(image[top:bottom, left:right])
+            label: pixels.to_uint8(image[top:bottom, left:right])
             for label, image in images.items()
         }
     if not versions:

@@ -16,13 +16,21 @@ with command_line.quiet_imports(__name__):
     import keras
     import numpy as np
 
+    import layers
     import metrics
     import networks
     import sample_data
     from data_loader import DataLoader, NoImageLeftError
+    from losses import (
+        CONTENT_LOSSES,
+        FEATURE_WEIGHT,
+        Roll,
+        TotalVariation,
+        build_content_features,
+    )
     from presets import PAPER_CROP, PRESETS, parse_args
     from support import checkpoints, distribution, figures, training_run
-    from support.image_files import to_uint8
+    from support.pixels import to_uint8
     from support.tiling import enlarge
     from support.training_run import PRE_TRAINING, TRAINING, Phase, TrainingRun
 
@@ -46,7 +54,7 @@ class SRGAN:
     those of the first batches, which its own steps then use, too.
 
     Args:
-        content_loss: str, a key of `networks.CONTENT_LOSSES`.
+        content_loss: str, a key of `CONTENT_LOSSES`.
         vgg_weights: `"imagenet"`, the path of a weights file, or `None` (random: tests
             only); see `networks.build_feature_extractor`.
         learning_rate: float > 0, of each Adam.
@@ -81,9 +89,9 @@ class SRGAN:
         self.discriminator = networks.build_discriminator(num_filters, crop_size)
         self._is_distributed = distribution.is_active()
         distribution.synchronize_batch_norm(self.generator, self.discriminator)
-        build_features = networks.build_content_features
+        build_features = build_content_features
         self.vgg = build_features(content_loss, vgg_weights)
-        self.content = networks.CONTENT_LOSSES[content_loss]
+        self.content = CONTENT_LOSSES[content_loss]
         self.pretrain_features = build_features(pretrain_loss, vgg_weights)
         # Source: one Adam for all models. Current Keras refuses that, so each of the
         # three trained models has its own.
@@ -95,9 +103,9 @@ class SRGAN:
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
         if self.pretrain_features is None:
             return self._compile(lr, sr, "mse")
-        sr = networks.TotalVariation(dtype=keras.config.floatx())(sr)
+        sr = TotalVariation(dtype=keras.config.floatx())(sr)
         features = self.pretrain_features(sr)
-        return self._compile(lr, features, "mse", [networks.FEATURE_WEIGHT])
+        return self._compile(lr, features, "mse", [FEATURE_WEIGHT])
 
     def _build_discriminator_trainer(self):
         image, verdict = self.discriminator.inputs[0], self.discriminator.outputs[0]
@@ -108,7 +116,7 @@ class SRGAN:
     def _build_combined(self):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
         self.discriminator.trainable = False
-        self.roll = networks.Roll(dtype=keras.config.floatx())
+        self.roll = Roll(dtype=keras.config.floatx())
         rolled = self.roll(sr)
         content = rolled if self.vgg is None else self.vgg(rolled)
         outputs, losses = [self.discriminator(rolled), content], ["binary_crossentropy"]
@@ -182,7 +190,7 @@ class SRGAN:
         # Source: frozen, its batch norm runs on moving averages of originals and
         # generated images alike, by which it can hardly tell them apart.
         self.discriminator.trainable = False
-        for layer in networks.batch_norm_layers(self.discriminator):
+        for layer in layers.batch_norm_layers(self.discriminator):
             layer.uses_batch_when_frozen = self.discriminator_bn == "batch"
         losses = self.combined.train_on_batch(lr, targets)
         names = ("g_loss", "g_adversarial", "g_content", "g_pixel")
@@ -313,9 +321,9 @@ class SRGAN:
             if network is self.discriminator:
                 fake = self._infer(self.generator, images)
                 images = np.concatenate([hr, fake])
-            networks.average_batch_norm(copy, images, count=k)
+            layers.average_batch_norm(copy, images, count=k)
         network.set_weights(copy.get_weights())
-        for layer in networks.batch_norm_layers(network):
+        for layer in layers.batch_norm_layers(network):
             layer.has_fixed_statistics = True
         for trainer in (self.pretrainer, self.discriminator_trainer, self.combined):
             trainer.train_function = None  # traced again, without new statistics
@@ -430,7 +438,7 @@ def _build_gan(args):
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     if args.deterministic:
-        networks.make_deterministic()
+        layers.make_deterministic()
     content_loss = args.content_loss if args.train_steps else "mse"
     losses = content_loss, args.vgg_weights, args.learning_rate, args.pretrain_loss
     sizes = args.num_residual_blocks, args.num_filters, args.network

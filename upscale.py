@@ -19,19 +19,18 @@ with command_line.quiet_imports(__name__):
     import numpy as np
     from PIL import Image
 
-    from support import checkpoints
+    from support import weight_files
     from support.image_files import (
         IMAGE_SUFFIXES,
         MAX_PIXELS,
         OUTPUT_FORMATS,
         RESULT_SUFFIX,
-        SCALE,
         check_size,
         find_images,
         read_picture,
         save_image,
-        to_uint8,
     )
+    from support.pixels import SCALE, to_uint8
     from support.tiling import enlarge
 
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as Pillow's "L"
@@ -145,7 +144,7 @@ def parse_args(argv=None):
     add("inputs", metavar="INPUT", nargs="+", help="image, or folder of images")
     add("--weights", metavar="PATH",
         help="weights file, checkpoint folder or name of shipped weights "
-        f"(default: {checkpoints.DEFAULT_SHIPPED})")  # fmt: skip
+        f"(default: {weight_files.DEFAULT_SHIPPED})")  # fmt: skip
     add("--output", type=Path, metavar="PATH",
         help="folder for the results, or the result of a single image (default: beside "
         "each input)")  # fmt: skip
@@ -167,8 +166,8 @@ def main(argv=None):
         jobs, skipped = find_jobs(args.inputs, args.output, args.format)
         for folder in {job.target.parent for job in jobs}:
             command_line.check_writable(folder / "result")
-        weights = args.weights or checkpoints.DEFAULT_SHIPPED
-        generator, path = checkpoints.load_generator(weights, args.precision)
+        weights = args.weights or weight_files.DEFAULT_SHIPPED
+        generator, path = weight_files.load_generator(weights, args.precision)
     print(f"Weights: {path}", flush=True)
     for file, reason in skipped.items():
         command_line.warn(f"{file}: {reason}.")

@@ -1,6 +1,6 @@
-"""Training state that survives crashes, and generator weights of every kind.
+"""Training state that survives crashes.
 
-    python -c "from support import checkpoints; print(checkpoints.list_shipped())"
+    python -c "from support import checkpoints; print(checkpoints.find_newest('PATH'))"
 
 A checkpoint is a folder, `step-00000500/`, written under another name, flushed to disk
 and renamed, so that a folder of that name is whole. Its `state.json` holds the step,
@@ -19,10 +19,9 @@ import warnings
 from pathlib import Path
 
 import h5py
-import keras
 import numpy as np
 
-from networks import Network, build_network
+from networks import Network
 
 try:
     import fcntl
@@ -32,9 +31,6 @@ except ImportError:  # Windows
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 STATE_FILE = "state.json"
 GENERATOR_FILE = "generator.weights.h5"
-DEFAULT_FOLDER = Path("weights/training_checkpoints")
-DEFAULT_SHIPPED = "srresnet-bicubic"
-SHIPPED_FOLDER = Path(__file__).parent.parent / "weights" / "pretrained"
 NETWORK_ATTRIBUTE = "network"  # of a weights file: which network it belongs to
 NUM_KEPT = 3  # newest checkpoints; three of the adversarial phase take 0.3 GB
 REASON_LENGTH = 200  # characters of a library's error that are passed on
@@ -170,7 +166,7 @@ def save_weights(model, path):
 
 def load_weights(model, path):
     """Loads a `.weights.h5` or `.keras` file, or leaves the model unchanged."""
-    before, fitting = model.get_weights(), _read_network(path)
+    before, fitting = model.get_weights(), read_network(path)
     if fitting and getattr(model, "network", fitting) != fitting:
         ours, theirs = (", ".join(f"{k} {v}" for k, v in network.items())
                         for network in (model.network, fitting))  # fmt: skip
@@ -191,61 +187,7 @@ def load_weights(model, path):
         ) from error
 
 
-def load_generator(weights, precision="float32"):
-    """Builds the generator that some weights belong to, and loads them.
-
-    `weights` is the path of a folder of checkpoints, one checkpoint, a `.weights.h5` or
-    `.keras` file or a TensorFlow checkpoint of the source script, or the name of
-    shipped weights. Returns `(generator, path)`, where `path` is what was read.
-    """
-    path = find_weights(weights)
-    prefix = find_tensorflow_checkpoint(path)
-    network = _read_network(path)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        generator = build_network(Network(**network))
-    finally:
-        keras.config.set_dtype_policy(policy)
-    if prefix:
-        _load_tensorflow_checkpoint(generator, prefix)
-    else:
-        load_weights(generator, path)
-    return generator, path
-
-
-def list_shipped():
-    """Returns a dict of name to path of the weights that come with the suite."""
-    files = sorted(SHIPPED_FOLDER.glob("*.weights.h5"))
-    return {file.name.removesuffix(".weights.h5"): file for file in files}
-
-
-def find_weights(weights):
-    """Returns the file, or the TensorFlow checkpoint, meant by `weights`."""
-    shipped, path = list_shipped(), Path(weights)
-    if path.is_dir():
-        newest, _ = find_newest(path)
-        if newest is None and (path / STATE_FILE).exists():
-            read_state(path)  # raises `ValueError` if the checkpoint is damaged
-        file = (newest or path) / GENERATOR_FILE
-        if file.is_file():
-            return file
-    if find_tensorflow_checkpoint(path):
-        return path
-    if not path.is_file():
-        if str(weights) in shipped:
-            return shipped[str(weights)]
-        place = f"in the folder {path}" if path.is_dir() else weights
-        raise FileNotFoundError(
-            f"There are no weights {place}. Name a file or a folder of checkpoints; "
-            f"shipped are {', '.join(shipped)}."
-        )
-    if not path.name.endswith((".weights.h5", ".keras")):
-        raise ValueError(f"{path} does not end in .weights.h5 or .keras.")
-    return path
-
-
-def _read_network(path):
+def read_network(path):
     """Returns the dict that a weights file describes its network by, or `{}`."""
     with contextlib.suppress(OSError), h5py.File(path) as file:
         text = file.attrs.get(NETWORK_ATTRIBUTE, "{}")
@@ -256,35 +198,3 @@ def _read_network(path):
                 f"{path} belongs to an unknown network: {text}."
             ) from error
     return {}
-
-
-def find_tensorflow_checkpoint(path):
-    """Returns the prefix of a TensorFlow checkpoint at `path`, or `None`.
-
-    Source: `model.save_weights("./weights/training_checkpoints/")` of Keras 2 writes
-    `.index` and `.data-*`. Checkpoints of ours in the same folder are newer.
-    """
-    if not Path(path).is_dir():
-        return str(path) if Path(f"{path}.index").is_file() else None
-    files = [] if list_steps(path) else Path(path).glob("*.index")
-    newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
-    return newest and str(newest).removesuffix(".index")
-
-
-def _load_tensorflow_checkpoint(generator, prefix):
-    """Loads what Keras 2 wrote: keys `layer_with_weights-<N>/<variable>/...`."""
-    import tensorflow as tf
-
-    try:
-        # `load_checkpoint` mistakes an empty prefix for a folder of checkpoints.
-        reader = tf.compat.v1.train.NewCheckpointReader(prefix)
-        layers = [layer for layer in generator.layers if layer.weights]
-        for number, layer in enumerate(layers):
-            for variable in layer.weights:
-                name = f"layer_with_weights-{number}/{variable.name}"
-                key = f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
-                variable.assign(reader.get_tensor(key))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{prefix} is a damaged TensorFlow checkpoint, or one of another network."
-        ) from error

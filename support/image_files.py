@@ -19,13 +19,13 @@ from PIL import (
     ExifTags,
     Image,
     ImageCms,
-    ImageFilter,
     ImageOps,
     PngImagePlugin,
     UnidentifiedImageError,
 )
 
-SCALE = 4  # HR side / LR side
+from support.pixels import SCALE
+
 MAX_PIXELS = 89_478_485  # Pillow's default limit against decompression bombs
 FORMATS_READ = (  # as Pillow names them; its build may lack the last two
     *("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA"),
@@ -73,37 +73,6 @@ class UnreadableImageError(OSError):
     def __init__(self, path, reason):
         super().__init__(f"Cannot read {path}: {reason}.")
         self.reason = reason
-
-
-def to_float(images):
-    """Converts 8-bit images of any shape to float32 in [-1, 1], the networks' range."""
-    # Source: HR and LR alike. Paper: LR in [0, 1] (Sec. 3.2).
-    images = np.array(images, dtype="float32")
-    images /= 127.5  # in place: six times faster than with temporary arrays
-    images -= 1.0
-    return images
-
-
-def to_uint8(images):
-    """Converts images in [-1, 1] to uint8 in [0, 255], rounding and clipping."""
-    # Source: truncates, which darkens by half a level and wraps around above 1.
-    levels = (np.asarray(images, dtype="float32") + 1.0) * 127.5
-    return np.clip(np.rint(levels), 0, 255).astype("uint8")
-
-
-def degrade(image, blur):
-    """Makes a quarter-size Pillow image: Gaussian blur of that radius, then bicubic."""
-    if blur > 0:
-        image = image.filter(ImageFilter.GaussianBlur(blur))
-    width, height = image.size
-    return image.resize((width // SCALE, height // SCALE), Image.Resampling.BICUBIC)
-
-
-def enlarge_by_filter(lr, method=Image.Resampling.BICUBIC):
-    """Enlarges a uint8 image, `(h, w, 3)` or `(h, w)`, by a classical filter."""
-    height, width = lr.shape[:2]
-    image = Image.fromarray(lr).resize((SCALE * width, SCALE * height), method)
-    return np.asarray(image)
 
 
 def find_images(folder, exclude=()):

@@ -10,7 +10,7 @@ the whole image. Beyond the image's border, its reflection takes their place.
 import numpy as np
 
 from networks import receptive_field_radius
-from support.image_files import SCALE, to_float
+from support.pixels import SCALE, to_float
 
 # LR px, the side of a tile. Some 7 KiB of memory for each pixel of a window make
 # 0.8 GB for the largest. There are few sizes, because on a GPU Keras compiles the

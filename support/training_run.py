@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 import metrics
-from support import checkpoints, command_line, figures
+from support import checkpoints, command_line, figures, weight_files
 from support.checkpoints import list_steps
-from support.image_files import enlarge_by_filter, save_image, to_uint8
+from support.image_files import save_image
+from support.pixels import enlarge_by_filter, to_uint8
 from support.tiling import enlarge
 
 PHASES = PRE_TRAINING, TRAINING = "pre_training", "training"
@@ -105,7 +106,7 @@ class TrainingRun:
 
     def _set_aside(self, phases, reason, args):
         if args.initial_weights:
-            checkpoints.find_weights(args.initial_weights)  # before anything is moved
+            weight_files.find_weights(args.initial_weights)  # before anything is moved
         for phase in phases:
             if self.folder(phase).exists():
                 aside = checkpoints.set_aside(self.folder(phase), "old")
@@ -121,7 +122,7 @@ class TrainingRun:
             if args.initial_weights:
                 print(f"Ignoring --initial-weights: resuming from {self.weights_dir}.")
         elif args.initial_weights:
-            path = checkpoints.find_weights(args.initial_weights)
+            path = weight_files.find_weights(args.initial_weights)
             checkpoints.load_weights(generator, path)
             print(f"The generator starts from {path}.")
         elif args.bn_freeze_step == 1 or args.bn_freeze_step > args.pretrain_steps == 0:
@@ -159,9 +160,9 @@ class TrainingRun:
         """Shows what hours of training make of an image, beside the demo's minutes."""
         image, (sr, _) = self.test_images[0], results[0]
         panels = {"bicubic": enlarge_by_filter(to_uint8(image.lr)), "this demo": sr}
-        for name in checkpoints.list_shipped():
+        for name in weight_files.list_shipped():
             if name.endswith("-source"):  # trained with the demo's blur
-                generator, _ = checkpoints.load_generator(name)
+                generator, _ = weight_files.load_generator(name)
                 panels[name] = enlarge(generator, image.lr, encode=to_uint8)
         hr = to_uint8(image.hr)
         captions = {}

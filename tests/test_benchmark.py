@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import benchmark
+import layers
 import networks
 from data_loader import DataLoader
 
@@ -59,7 +60,7 @@ def test_source_side_has_keras_layers_only():
     ours, source = benchmark.build_sides("mse", "mixed_bfloat16").values()
     assert ours.generator.layers[1].compute_dtype == "bfloat16"
     kinds = {type(layer) for layer in ours.generator.layers}
-    assert kinds >= {networks.UpsampleConv2D, networks.BatchNormalization}
+    assert kinds >= {layers.UpsampleConv2D, layers.BatchNormalization}
     for layer in source.generator.layers + source.discriminator.layers:
         assert type(layer).__module__.startswith("keras."), layer
         assert layer.compute_dtype == "float32"

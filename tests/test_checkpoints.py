@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import networks
-from support import checkpoints
+from support import checkpoints, weight_files
 
 TINY = networks.Network(num_residual_blocks=1, num_filters=4)
 
@@ -158,9 +158,9 @@ def test_all_damaged_stay_where_they_are(folder):
         checkpoints.find_newest(folder, set_damaged_aside=True)
     assert checkpoints.list_steps(folder) == [1, 2]
     with pytest.raises(ValueError, match="are damaged"):
-        checkpoints.load_generator(folder)
+        weight_files.load_generator(folder)
     with pytest.raises(ValueError, match="step-00000001 is damaged"):
-        checkpoints.load_generator(folder / "step-00000001")
+        weight_files.load_generator(folder / "step-00000001")
 
 
 def test_nothing_is_unpickled(folder, other):
@@ -238,9 +238,9 @@ def test_keras_archives_are_data(tmp_path, state, generator):
 def shipped(tmp_path, monkeypatch, state):
     """An empty project folder; weights named `ours` and the default are shipped."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", tmp_path / "shipped")
+    monkeypatch.setattr(weight_files, "SHIPPED_FOLDER", tmp_path / "shipped")
     (tmp_path / "shipped").mkdir()
-    for name in ("ours", checkpoints.DEFAULT_SHIPPED):
+    for name in ("ours", weight_files.DEFAULT_SHIPPED):
         path = tmp_path / "shipped" / f"{name}.weights.h5"
         checkpoints.save_weights(state[0]["generator"], path)
     return tmp_path / "shipped"
@@ -257,7 +257,7 @@ def test_every_kind_of_weights(folder, state, shipped, kind):
         "file": (shipped / "ours.weights.h5", shipped / "ours.weights.h5"),
         "name": ("ours", shipped / "ours.weights.h5"),
     }[kind]
-    loaded, path = checkpoints.load_generator(weights, "mixed_bfloat16")
+    loaded, path = weight_files.load_generator(weights, "mixed_bfloat16")
     assert path == expected
     assert loaded.network == TINY._asdict()
     assert is_same(state[0]["generator"].get_weights(), loaded.get_weights())
@@ -285,4 +285,4 @@ def test_what_is_no_weights(path, message):
         with h5py.File(f"{name}.weights.h5", "a") as file:
             file.attrs["network"] = network
     with pytest.raises((FileNotFoundError, ValueError), match=message):
-        checkpoints.load_generator(path)
+        weight_files.load_generator(path)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted([*ROOT.glob("*.py"), *ROOT.glob("support/*.py")])
 MAX_ARGUMENTS = 7
 DOCUMENTED = {  # what users call: every argument is explained
-    *("srgan.SRGAN", "data_loader.DataLoader", "networks.UpsampleConv2D"),
+    *("srgan.SRGAN", "data_loader.DataLoader", "layers.UpsampleConv2D"),
     *("networks.build_generator", "networks.build_discriminator"),
     *("networks.build_feature_extractor", "metrics.luminance", "metrics.psnr"),
     *("metrics.ssim", "metrics.measure", "tiling.enlarge"),

@@ -17,8 +17,8 @@ from PIL import Image
 import evaluate
 import metrics
 import networks
-from support import checkpoints
-from support.image_files import degrade, enlarge_by_filter, to_float
+from support import checkpoints, test_images, weight_files
+from support.pixels import degrade, enlarge_by_filter, to_float
 from support.tiling import enlarge
 
 # The source's generator in plain Keras 2, saved as the source does.
@@ -61,7 +61,7 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", tmp_path / "shipped")
+    monkeypatch.setattr(weight_files, "SHIPPED_FOLDER", tmp_path / "shipped")
 
     def run_command(*arguments, default=("--weights", "srresnet-bicubic")):
         sys.stdout.reconfigure(errors="backslashreplace")  # as `command_line.run` does
@@ -113,7 +113,7 @@ def test_table_and_json_agree(run, pair_folders):
     found, shown = read_json(), read_table(out)
     assert found["protocol"] in out
     assert found["weights"] == {
-        n: str(p) for n, p in checkpoints.list_shipped().items()
+        n: str(p) for n, p in weight_files.list_shipped().items()
     }
     assert all(f"Weights {name}: {p}" in out for name, p in found["weights"].items())
     assert list(shown) == ["0", "1", "mean of 2"]
@@ -143,7 +143,7 @@ def test_pictures_are_what_was_measured(run, pair_folders):
     original, saved = (np.array(Image.open(d / "0.png")) for d in (hr, enlarged))
     found = read_json()["images"]["0"]["srresnet-bicubic"]
     assert found.items() > metrics.measure(saved, original).items()
-    generator, _ = checkpoints.load_generator("srresnet-bicubic")
+    generator, _ = weight_files.load_generator("srresnet-bicubic")
     sr = enlarge(generator, np.asarray(Image.open(lr / "0.png")))
     mse = float(np.mean(np.square(sr - to_float(original))))
     assert found["mse"] == pytest.approx(mse, rel=1e-4)
@@ -256,7 +256,7 @@ def test_names_that_pair(tmp_path, originals, inputs, expected):
         (tmp_path / folder).mkdir()
         for name in names.split():
             Image.new("L", (4, 4)).save(tmp_path / folder / f"{name}.png")
-    pairs, problems = evaluate.find_pairs(tmp_path / "hr", tmp_path / "lr")
+    pairs, problems = test_images.find_pairs(tmp_path / "hr", tmp_path / "lr")
     assert " ".join(pair.lr.stem for pair in pairs) == expected
     unused = {*originals.split(), *inputs.split()} - {*expected.split()}
     unused -= {pair.name for pair in pairs}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw, ImageFilter, PngImagePlugin
 
-from support import image_files
+from support import image_files, pixels
 from support.image_files import UnreadableImageError, read_picture, read_rgb
 from upscale import is_neutral
 
@@ -79,16 +79,16 @@ def make_exif(orientation):
 def test_ranges_and_scales():
     """Levels were truncated or wrapped around, or LR images were not the source's."""
     levels = np.arange(256, dtype="uint8")
-    floats = image_files.to_float(levels)
+    floats = pixels.to_float(levels)
     np.testing.assert_array_equal(floats, levels.astype("float32") / 127.5 - 1)
-    np.testing.assert_array_equal(image_files.to_uint8(floats - 0.003), levels)
-    np.testing.assert_array_equal(image_files.to_uint8([-1.5, 1.01, 9]), [0, 255, 255])
+    np.testing.assert_array_equal(pixels.to_uint8(floats - 0.003), levels)
+    np.testing.assert_array_equal(pixels.to_uint8([-1.5, 1.01, 9]), [0, 255, 255])
     image = Image.fromarray(NOISE).resize((43, 34))
     for blurred, blur in ((image, 0), (image.filter(ImageFilter.GaussianBlur(2)), 2)):
         expected = blurred.resize((10, 8), Image.Resampling.BICUBIC)
-        np.testing.assert_array_equal(image_files.degrade(image, blur), expected)
-    assert image_files.enlarge_by_filter(NOISE).shape == (24, 32, 3)
-    assert image_files.enlarge_by_filter(NOISE[..., 0]).shape == (24, 32)
+        np.testing.assert_array_equal(pixels.degrade(image, blur), expected)
+    assert pixels.enlarge_by_filter(NOISE).shape == (24, 32, 3)
+    assert pixels.enlarge_by_filter(NOISE[..., 0]).shape == (24, 32)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
@@ -116,11 +116,11 @@ def test_portable_maps(tmp_path, maximum):
     """Levels were not scaled, or 8-bit grey was noted as 16-bit colour."""
     levels = np.tile(np.linspace(0, maximum, 8).round(), (2, 1)).astype("uint16")
     colour = np.repeat(levels[..., None], 3, axis=-1)
-    for name, kind, pixels in (("a.pgm", "P5", levels), ("a.ppm", "P6", colour)):
-        data = pack(pixels, 16 if maximum > 255 else 8).tobytes()
+    for name, kind, levels_of in (("a.pgm", "P5", levels), ("a.ppm", "P6", colour)):
+        data = pack(levels_of, 16 if maximum > 255 else 8).tobytes()
         (tmp_path / name).write_bytes(f"{kind} 8 2 {maximum}\n".encode() + data)
         picture = read_picture(tmp_path / name)
-        check_levels(picture, pixels / maximum, tolerance=1)
+        check_levels(picture, levels_of / maximum, tolerance=1)
         is_cut = maximum > 255 and name == "a.ppm"
         assert ("16-bit colour was read as 8-bit" in str(picture.notes)) == is_cut
         assert (picture.image.mode == "I;16") == (maximum > 255 and name == "a.pgm")

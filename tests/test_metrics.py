@@ -9,9 +9,11 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import metrics
-from data_loader import TestImage as ImagePair  # pytest would collect a class Test*
 from metrics import SSIM_WINDOW, luminance, measure, psnr, ssim
-from support.image_files import enlarge_by_filter
+from support.pixels import enlarge_by_filter
+from support.test_images import (
+    TestImage as ImagePair,  # pytest would collect a class Test*
+)
 
 
 def random_pair(shape, seed=0):

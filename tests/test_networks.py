@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import layers
+import losses
 import metrics
 import networks
 
@@ -85,7 +87,7 @@ def test_network_can_be_built_from_its_description():
 @pytest.mark.usefixtures("float64")
 def test_fold_equals_upsampling_and_convolution(kernel_size, filters):
     """A wrong tap, or zeros at the wrong side of the border, shows in float64."""
-    folded = networks.UpsampleConv2D(filters, kernel_size)
+    folded = layers.UpsampleConv2D(filters, kernel_size)
     convolution = keras.layers.Conv2D(filters, kernel_size, padding="same")
     plain = keras.Sequential([keras.layers.UpSampling2D(2), convolution])
     images = np.random.default_rng(0).standard_normal((2, 5, 7, 6))
@@ -116,17 +118,17 @@ def test_fold_trains_as_the_plain_layers_do():
 
 def test_fold_configuration():
     """A model saved whole could not be opened again; an even kernel shifts images."""
-    layer = networks.UpsampleConv2D(3, 9, activation="tanh", name="rgb")
-    copy = networks.UpsampleConv2D.from_config(layer.get_config())
+    layer = layers.UpsampleConv2D(3, 9, activation="tanh", name="rgb")
+    copy = layers.UpsampleConv2D.from_config(layer.get_config())
     assert (copy.filters, copy.kernel_size, copy.name) == (3, (9, 9), "rgb")
     with pytest.raises(ValueError, match="side must be odd, not 4"):
-        networks.UpsampleConv2D(3, 4)
+        layers.UpsampleConv2D(3, 4)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_normalization_equals_keras(training):
     """The fused kernel's variance has Bessel's correction; Keras's has not."""
-    ours = networks.BatchNormalization(momentum=0.8)
+    ours = layers.BatchNormalization(momentum=0.8)
     theirs = keras.layers.BatchNormalization(momentum=0.8)
     images = np.random.default_rng(0).normal(1, 2, (2, 3, 4, 5)).astype("float32")
     for layer in (ours, theirs):
@@ -153,7 +155,7 @@ def test_batch_normalization_trains_as_keras_does(is_fixed, policy, tolerance):
     targets = np.random.default_rng(1).normal(0, 1, images.shape).astype("float32")
     trained = []
     reference = _InferenceOnly if is_fixed else keras.layers.BatchNormalization
-    for kind in (networks.BatchNormalization, reference):
+    for kind in (layers.BatchNormalization, reference):
         keras.utils.set_random_seed(0)
         convolution = keras.layers.Conv2D(3, 3, padding="same", dtype=policy)
         layer = kind(momentum=0.8, dtype=policy)
@@ -178,10 +180,10 @@ def test_batch_normalization_trains_as_keras_does(is_fixed, policy, tolerance):
 )
 def test_frozen_layer_can_use_the_batch(monkeypatch, is_fused, policy):
     """`--discriminator-bn batch` would change nothing, or move frozen statistics."""
-    monkeypatch.setattr(networks.BatchNormalization, "is_fused", is_fused)
-    layers = [networks.BatchNormalization(momentum=0.8, dtype=policy) for _ in "ab"]
-    frozen, free = layers
-    for layer in layers:
+    monkeypatch.setattr(layers.BatchNormalization, "is_fused", is_fused)
+    pair = [layers.BatchNormalization(momentum=0.8, dtype=policy) for _ in "ab"]
+    frozen, free = pair
+    for layer in pair:
         layer.build((None, None, None, 3))
     randomize(frozen)
     free.set_weights(frozen.get_weights())
@@ -204,16 +206,16 @@ def test_frozen_layer_can_use_the_batch(monkeypatch, is_fused, policy):
 
 def test_averaged_statistics_are_the_mean_of_the_batches():
     """By moving averages, which forget, the same weights score up to 1 dB apart."""
-    layer = networks.BatchNormalization(momentum=networks.BATCH_NORM_MOMENTUM)
+    layer = layers.BatchNormalization(momentum=layers.BATCH_NORM_MOMENTUM)
     model = keras.Sequential([keras.Input((None, None, 3)), layer])
     randomize(layer)
     batches = np.random.default_rng(0).normal(1, 2, (4, 2, 6, 5, 3)).astype("float32")
     for count, batch in enumerate(batches):
-        networks.average_batch_norm(model, batch, count)
+        layers.average_batch_norm(model, batch, count)
     mean, variance = batches.mean((1, 2, 3)).mean(0), batches.var((1, 2, 3)).mean(0)
     np.testing.assert_allclose(to_numpy(layer.moving_mean), mean, rtol=1e-4)
     np.testing.assert_allclose(to_numpy(layer.moving_variance), variance, rtol=1e-4)
-    assert layer.momentum == networks.BATCH_NORM_MOMENTUM
+    assert layer.momentum == layers.BATCH_NORM_MOMENTUM
 
 
 @pytest.mark.parametrize("name", ["source", "paper", "srcnn", "espcn"])
@@ -305,7 +307,7 @@ def test_missing_vgg_weights_are_explained(monkeypatch, tmp_path):
 
 def test_total_variation_by_hand():
     """The paper's weight would belong to another sum: one over pixels or channels."""
-    layer = networks.TotalVariation()
+    layer = losses.TotalVariation()
     images = np.zeros((2, 2, 2, 1), "float32")
     images[0, ..., 0] = [[0, 1], [2, 4]]  # 2 + 3 + 1 + 2 = 8
     np.testing.assert_array_equal(to_numpy(layer(images)), images)
@@ -317,7 +319,7 @@ def test_perceptual_loss_by_hand():
     sr, hr = np.full((8, 8, 3), 0.5, "float32"), np.zeros((8, 8, 3), "float32")
     judge = Mock(return_value=np.full((1, 1, 1, 1), 0.5))
     judge.input_shape = (None, None, None, 3)
-    content = networks.CONTENT_LOSSES["source"]
+    content = losses.CONTENT_LOSSES["source"]
     loss = metrics.perceptual_loss(np.array, judge, sr, hr, content)
     assert loss == pytest.approx(0.25 / 12.75**2 + 1e-3 * math.log(2))
     huge = np.broadcast_to(np.float32(0), (2**11, 2**10 + 1, 3))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import data_loader
+import layers
 import networks
 import srgan
 from presets import PRESETS, parse_args
@@ -101,7 +102,7 @@ def test_learning_rates_of_adversarial_training(build_gan, preset, expected):
 def test_flags_reach_the_networks(build_gan, monkeypatch):
     """A flag that is parsed and not passed on does nothing."""
     calls = []
-    monkeypatch.setattr(networks, "make_deterministic", lambda: calls.append(1))
+    monkeypatch.setattr(layers, "make_deterministic", lambda: calls.append(1))
     build_gan()
     assert not calls
     flags = "--discriminator-bn=batch --bn-freeze-step=7 --learning-rate=0.5"

@@ -9,8 +9,8 @@ import evaluate
 import metrics
 from data_loader import SOURCE_BLUR
 from sample_data import PHOTOGRAPH
-from support import checkpoints
-from support.image_files import degrade, enlarge_by_filter, to_uint8
+from support import checkpoints, test_images, weight_files
+from support.pixels import degrade, enlarge_by_filter, to_uint8
 from support.tiling import enlarge
 
 BLURS = {"srresnet-bicubic": 0.0, "srresnet-source": SOURCE_BLUR}
@@ -22,8 +22,8 @@ MAX_BYTES = 9e6
 @pytest.mark.parametrize("name", BLURS)
 def test_they_enlarge_a_photograph_better_than_bicubic(name):
     """Weights of a run that was cut short, or of another one, look just as good."""
-    generator, path = checkpoints.load_generator(name)
-    assert path == checkpoints.SHIPPED_FOLDER / f"{name}.weights.h5"
+    generator, path = weight_files.load_generator(name)
+    assert path == weight_files.SHIPPED_FOLDER / f"{name}.weights.h5"
     source = matplotlib.cbook.get_sample_data(PHOTOGRAPH, asfileobj=False)
     hr = Image.open(source).convert("RGB").crop((128, 0, 384, 256))
     lr = np.asarray(degrade(hr, BLURS[name]))
@@ -54,18 +54,20 @@ def test_figures_of_the_model_card(photographs, name, dataset, only, psnr):
     folder, scores = photographs / dataset, []
     (model,) = evaluate.load_models([name]).values()
     assert model.blur == BLURS[name]
-    pairs, _ = evaluate.find_pairs(folder / "HR", None if model.blur else folder / "LR")
+    pairs, _ = test_images.find_pairs(
+        folder / "HR", None if model.blur else folder / "LR"
+    )
     for pair in pairs:
         if only in pair.name:
-            image = evaluate.load_pair(pair, model.blur)
+            image = test_images.load_pair(pair, model.blur)
             scores.append(metrics.score(enlarge(model.generator, image.lr), image))
     assert metrics.mean_scores(scores)["psnr_y"] == pytest.approx(psnr, abs=0.03)
 
 
 def test_they_are_the_files_of_the_model_card():
     """A download that was cut short, or a card of other weights, would go unnoticed."""
-    card = (checkpoints.SHIPPED_FOLDER / "README.md").read_text(encoding="utf-8")
-    shipped = checkpoints.list_shipped()
+    card = (weight_files.SHIPPED_FOLDER / "README.md").read_text(encoding="utf-8")
+    shipped = weight_files.list_shipped()
     assert set(shipped) >= set(BLURS)
     for name, file in shipped.items():
         assert f"{checkpoints.digest(file)}  {name}.weights.h5" in card

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 import data_loader
+import layers
+import losses
 import networks
 import sample_data
 import srgan
 from presets import PRESETS
 from srgan import SRGAN
-from support import checkpoints
+from support import checkpoints, test_images, weight_files
 from support.training_run import TrainingRun
 
 TINY = {"num_residual_blocks": 1, "num_filters": 4}
@@ -157,7 +159,7 @@ def test_steps_return_the_losses_that_are_documented(gan):
         assert losses["g_loss"] == pytest.approx(weighted, rel=1e-5)
 
 
-@pytest.mark.parametrize("content_loss", list(networks.CONTENT_LOSSES))
+@pytest.mark.parametrize("content_loss", list(losses.CONTENT_LOSSES))
 def test_every_content_loss_trains(content_loss):
     """The paper's systems differ by it, and the source shows it with its pictures."""
     gan = SRGAN(content_loss=content_loss, vgg_weights=None, **TINY)
@@ -165,7 +167,7 @@ def test_every_content_loss_trains(content_loss):
     lr, hr = draw_batch()
     assert np.isfinite(gan.train_generator_on_batch(lr, hr)["g_loss"])
     assert moved(before, gan.generator) == ALL_NAMES
-    ((sr, scores),) = gan.evaluate([data_loader.TestImage("a", lr[0], hr[0])])
+    ((sr, scores),) = gan.evaluate([test_images.TestImage("a", lr[0], hr[0])])
     assert (sr.shape, sr.dtype) == ((32, 32, 3), np.uint8)
     assert ("perceptual" in scores) == (content_loss != "mse")
 
@@ -222,13 +224,13 @@ def test_steps_compile_under_xla(
 def test_statistics_are_averaged_once_then_fixed(pixel_gan, loader, run, monkeypatch):
     """Fixed too early, they are those of random weights; without averaging, those of
     the last few batches; fixed too late, the reports jump."""
-    counts, average = [], networks.average_batch_norm
+    counts, average = [], layers.average_batch_norm
 
     def record(*args, **kwargs):
         counts.append(int(pixel_gan.pretrainer.optimizer.iterations))
         average(*args, **kwargs)
 
-    monkeypatch.setattr(networks, "average_batch_norm", record)
+    monkeypatch.setattr(layers, "average_batch_norm", record)
     monkeypatch.setattr(srgan, "NUM_STATISTICS_BATCHES", 2)
     pixel_gan.bn_freeze_step = 3
     pixel_gan.pre_train(loader, 3, interval=3, batch_size=2, run=run)
@@ -305,7 +307,7 @@ def command(monkeypatch, tmp_path, image_folder, no_figures, capsys):
     monkeypatch.setattr("sys.argv", ["srgan.py"])
     monkeypatch.setattr(sample_data, "SAMPLE_COUNT", 2)
     monkeypatch.setattr(sample_data, "SAMPLE_SIZE", 64)
-    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", tmp_path / "shipped")
+    monkeypatch.setattr(weight_files, "SHIPPED_FOLDER", tmp_path / "shipped")
     for preset in PRESETS.values():
         for name, value in TINY.items():
             monkeypatch.setitem(preset, name, value)
@@ -396,7 +398,7 @@ def test_each_network_has_its_own_weights(command):
     start = ("--initial-weights", "espcn/pre_training_checkpoints")
     assert "Pass --network espcn" in fails_with(command, *PRETRAIN, *start)
     assert "--network" in fails_with(command, *PRETRAIN, *small, "--network", "srcnn")
-    generator, _ = checkpoints.load_generator("espcn/pre_training_checkpoints")
+    generator, _ = weight_files.load_generator("espcn/pre_training_checkpoints")
     assert generator.network["name"] == "espcn"
 
 

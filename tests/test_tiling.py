@@ -6,8 +6,9 @@ import pytest
 
 from metrics import psnr
 from networks import Network, build_generator, build_network, receptive_field_radius
-from support import checkpoints, tiling
-from support.image_files import SCALE, read_rgb, to_uint8
+from support import tiling, weight_files
+from support.image_files import read_rgb
+from support.pixels import SCALE, to_uint8
 
 ROUNDING = 1e-5  # float32, in [-1, 1]
 
@@ -133,7 +134,7 @@ def test_only_black_and_white_areas_are_set(small):
     for name in ("srresnet-bicubic", "srresnet-source")]])  # fmt: skip
 def test_plain_images_have_no_frame(weights, side, tile):
     """Every white page got a grey frame: 254, its first rows 252, its corners 232."""
-    generator, _ = checkpoints.load_generator(weights, "float32")
+    generator, _ = weight_files.load_generator(weights, "float32")
     for level in (0, 250, 255):
         lr = np.full((side, side, 3), level, "uint8")
         sr = tiling.enlarge(generator, lr, tile, to_uint8).astype(int)
@@ -144,7 +145,7 @@ def test_plain_images_have_no_frame(weights, side, tile):
 @pytest.mark.slow
 def test_borders_of_photographs(photographs):
     """What mends the borders of white pages was worse for those of photographs."""
-    generator, _ = checkpoints.load_generator("srresnet-bicubic", "float32")
+    generator, _ = weight_files.load_generator("srresnet-bicubic", "float32")
     levels = []  # PSNR within 40 px of the border, padded with zeros and reflected
     for path in sorted(photographs.glob("Set*/LR/*")):
         lr, hr = (np.array(read_rgb(path.parents[1] / side / path.name))

@@ -11,8 +11,9 @@ from PIL import Image, ImageCms
 
 import upscale
 from networks import build_generator
-from support import checkpoints
-from support.image_files import SCALE, Picture, to_uint8
+from support import weight_files
+from support.image_files import Picture
+from support.pixels import SCALE, to_uint8
 from support.tiling import enlarge
 
 
@@ -42,7 +43,7 @@ def repeater(network):
 def command(repeater, monkeypatch):
     """Runs the command with a generator that repeats pixels."""
     loaded = (repeater, "somewhere")
-    monkeypatch.setattr(checkpoints, "load_generator", lambda *_: loaded)
+    monkeypatch.setattr(weight_files, "load_generator", lambda *_: loaded)
 
     def run(*arguments):
         try:
@@ -148,7 +149,7 @@ def test_neutral_colours_stay_neutral(network, colours):
 
 def test_real_network_through_the_command(tmp_path, monkeypatch, network, colours):
     """The command wrote other pixels than tiling and rounding give."""
-    monkeypatch.setattr(checkpoints, "load_generator", lambda *_: (network, "here"))
+    monkeypatch.setattr(weight_files, "load_generator", lambda *_: (network, "here"))
     Image.fromarray(colours).save(tmp_path / "photo.png")
     assert upscale.main([str(tmp_path / "photo.png"), "--tile", "3"]) == 0
     expected = to_uint8(enlarge(network, colours))
@@ -374,7 +375,7 @@ def test_default_weights_and_precision(tmp_path, monkeypatch, repeater):
         upscale.main([str(tmp_path / "a.png"), "--weights", "none.weights.h5"])
     calls = []
     load = lambda *call: calls.append(call) or (repeater, "here")  # noqa: E731
-    monkeypatch.setattr(checkpoints, "load_generator", load)
+    monkeypatch.setattr(weight_files, "load_generator", load)
     upscale.main([str(tmp_path / "a.png")])
     upscale.main([str(tmp_path), "--weights", "w", "--precision", "mixed_bfloat16"])
     assert calls == [("srresnet-bicubic", "float32"), ("w", "mixed_bfloat16")]
