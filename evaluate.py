@@ -5,7 +5,7 @@
     python evaluate.py --weights srresnet-bicubic mine.weights.h5 --json scores.json
     python evaluate.py --hr Set5/HR --results SelfExSR=PATH DRCN=PATH
 
-Bicubic and nearest-neighbour enlargement are measured beside them.
+Bicubic and nearest-neighbor enlargement are measured beside them.
 """
 
 import importlib
@@ -85,7 +85,7 @@ def score_models(models, image, vgg, tile):
         versions = enlarged | versions
     shown, scores = {}, {}
     for label, sr in versions.items():
-        shown[label] = metrics.show(sr, image.is_grey)
+        shown[label] = metrics.show(sr, image.is_gray)
         scores[label] = score(sr, image, vgg)
         if vgg is not None and label in models and models[label].discriminator:
             from losses import CONTENT_LOSSES
@@ -105,7 +105,7 @@ def score_results(files, image, vgg, problems):
         except image_files.UnreadableImageError as error:
             problems.append(f"{path}: {error.reason}")
             continue
-        shown[label] = metrics.show(sr, image.is_grey)
+        shown[label] = metrics.show(sr, image.is_gray)
         sr, hr = sr[tuple(part)], image.hr[tuple(part)]
         if hr.shape != image.hr.shape:
             size = f"{hr.shape[1]}x{hr.shape[0]} px"
@@ -237,7 +237,7 @@ def main(argv=None):
         more, rows = score_results(files, image, vgg, problems)
         shown, table = more | shown, rows | table
         column = save_pictures(image, shown, table, models, args.output)
-        name = f"{pair.name} (grey)" if image.is_grey else pair.name
+        name = f"{pair.name} (gray)" if image.is_gray else pair.name
         scores[name] = table
         if len(columns) < GRID_COLUMNS:
             columns[name] = column

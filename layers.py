@@ -14,7 +14,7 @@ BATCH_NORM_MOMENTUM = 0.8  # source: both networks; Keras's default is 0.99
 
 @keras.saving.register_keras_serializable(package="srgan")
 class UpsampleConv2D(keras.layers.Conv2D):
-    """Nearest-neighbour upsampling x2 and a convolution, in one layer.
+    """Nearest-neighbor upsampling x2 and a convolution, in one layer.
 
     Equals `UpSampling2D(2)` and `Conv2D(filters, kernel_size, padding="same")` with the
     same weights, borders included, but never makes the enlarged tensor. Several taps of
@@ -84,7 +84,7 @@ def _fold_box(side):
 
 def _fold_phases(side):
     """0/1 tensor `(2, side // 2 + 1, side)`: input pixel of each phase and tap."""
-    enlarged = np.repeat(np.eye(side // 2 + 1), 2, axis=1)  # nearest neighbour x2
+    enlarged = np.repeat(np.eye(side // 2 + 1), 2, axis=1)  # nearest neighbor x2
     return np.stack([enlarged[:, :side], enlarged[:, 1:]])
 
 

@@ -22,7 +22,7 @@ class ContentLoss(NamedTuple):
     weight: float
     imagenet_preprocessing: bool
     adversarial_weight: float = 1e-3  # paper, Sec. 2.2, eq. 3
-    pixel_weight: float = 0.0  # of the mean squared error as well; it keeps colours
+    pixel_weight: float = 0.0  # of the mean squared error as well; it keeps colors
     # Images are rolled by up to so many px before they are compared. Without it, the
     # strides of discriminator and VGG19 imprint the LR image's grid.
     max_shift: int = 0

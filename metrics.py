@@ -123,7 +123,7 @@ def measure(sr, hr):
 
 def score(sr, image):
     """Measures a float image in [-1, 1] against a `TestImage`; adds "mse" (source)."""
-    scores = measure(show(sr, image.is_grey), show(image.hr, image.is_grey))
+    scores = measure(show(sr, image.is_gray), show(image.hr, image.is_gray))
     return scores | {"mse": float(np.mean(np.square(sr - image.hr)))}
 
 
@@ -150,17 +150,17 @@ def perceptual_loss(vgg, discriminator, sr, hr, content):
 
 def enlarge_by_filters(image):
     """Enlarges a `TestImage` by each filter: {label: `(4h, 4w, 3)` in [-1, 1]}."""
-    lr, results = show(image.lr, image.is_grey), {}
+    lr, results = show(image.lr, image.is_gray), {}
     for label in FILTERS:
         sr = enlarge_by_filter(lr, Image.Resampling[label.upper()])
         results[label] = to_float(Image.fromarray(sr).convert("RGB"))
     return results
 
 
-def show(image, is_grey):
-    """Converts a float image in [-1, 1] to uint8 `(h, w, 3)`, or `(h, w)` if grey."""
+def show(image, is_gray):
+    """Converts a float image in [-1, 1] to uint8 `(h, w, 3)`, or `(h, w)` if gray."""
     picture = Image.fromarray(to_uint8(image))
-    return np.asarray(picture.convert("L") if is_grey else picture)
+    return np.asarray(picture.convert("L") if is_gray else picture)
 
 
 def mean_scores(scores):

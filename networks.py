@@ -77,7 +77,7 @@ def build_generator(num_residual_blocks=16, num_filters=64, is_paper=False):
             features = _prelu()(ops.depth_to_space(features, 2))
         features = _convolution(3, 9)(features)
     else:
-        # Paper: sub-pixel convolutions. Source: nearest-neighbour upsampling after
+        # Paper: sub-pixel convolutions. Source: nearest-neighbor upsampling after
         # the convolution. ReLU commutes with it, so it comes first, on fewer pixels.
         features = _convolution(4 * num_filters, activation="relu")(features)
         features = UpsampleConv2D(4 * num_filters, 3, activation="relu")(features)
@@ -104,8 +104,8 @@ def build_srcnn():
 
 def _bicubic_kernel():
     """Returns `(5, 5, 3, 48)`: Pillow's bicubic filter at 4 x 4 pixels of RGB."""
-    centres = (np.arange(SCALE) + 0.5) / SCALE - 0.5  # of enlarged pixels, in LR px
-    x = np.abs(np.arange(-2, 3)[:, np.newaxis] - centres)
+    centers = (np.arange(SCALE) + 0.5) / SCALE - 0.5  # of enlarged pixels, in LR px
+    x = np.abs(np.arange(-2, 3)[:, np.newaxis] - centers)
     near, far = (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
     taps = np.select([x < 1, x < 2], [near, far])
     kernel = np.einsum("ip,jq,cf->ijcpqf", taps, taps, np.eye(3))

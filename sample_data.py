@@ -37,7 +37,7 @@ MAX_STRETCH = 2.0  # times as long, and half as wide
 BLURS = (0, 0, 0, 0.02, 0.15)  # of a leaf's edge, fractions of its radius
 TILTS = (0.1, 3.0)  # radians, standard deviation: nearly upright, or any direction
 NUM_COLOURS = 20  # in a picture
-HUE_SPREAD = 0.3  # of log(gamma): of a picture's colours, and between them
+HUE_SPREAD = 0.3  # of log(gamma): of a picture's colors, and between them
 TEXTURED = 0.8  # fraction of the leaves
 NUM_NOISES, NUM_STRIPES = 4, 2  # textures in a picture
 NOISE_EXPONENTS = (0.5, 2.0)  # amplitude is 1 / frequency**exponent
@@ -92,23 +92,23 @@ def draw_leaves(size, seed):
     """Returns a Pillow image; `seed` is an int or a sequence such as `(seed, k)`."""
     rng = np.random.default_rng(seed)
     side = size * OVERSAMPLING
-    # Related colours, of which the darkest and the brightest are nearly grey.
+    # Related colors, of which the darkest and the brightest are nearly gray.
     hues = rng.normal(0, HUE_SPREAD, (NUM_COLOURS, 3))
     gamma = np.exp(hues + rng.normal(0, HUE_SPREAD, 3))
-    colours = (255 * rng.random((NUM_COLOURS, 1)) ** gamma).astype(int).tolist()
+    colors = (255 * rng.random((NUM_COLOURS, 1)) ** gamma).astype(int).tolist()
     textures = [_random_noise(side, rng) for _ in range(NUM_NOISES)]
     textures += [_random_stripes(side, rng) for _ in range(NUM_STRIPES)]
-    canvas = Image.new("RGB", (side, side), tuple(colours[0]))
+    canvas = Image.new("RGB", (side, side), tuple(colors[0]))
     large = side * rng.uniform(*LARGE_RADII, NUM_LARGE)
     smallest = OVERSAMPLING * _log_uniform(SMALL_RADII, rng)
     # Density ~ radius**-3.
     small = smallest * (1 + rng.pareto(2, int(_log_uniform(NUM_SMALL, rng))))
     for radius in (*large, *np.minimum(small, large.max())):
-        _add_leaf(canvas, radius, colours, textures, rng)
+        _add_leaf(canvas, radius, colors, textures, rng)
     return canvas.reduce(OVERSAMPLING)
 
 
-def _add_leaf(canvas, radius, colours, textures, rng):
+def _add_leaf(canvas, radius, colors, textures, rng):
     """Adds an ellipse, a rectangle or a polygon; flat or textured, hard or soft."""
     outline = radius * _random_outline(rng) + rng.uniform(0, canvas.width, 2)
     blur = float(radius * rng.choice(BLURS))
@@ -119,7 +119,7 @@ def _add_leaf(canvas, radius, colours, textures, rng):
     mask = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(mask).polygon((outline - (left, top)).ravel().tolist(), 255)
     mask = mask.filter(ImageFilter.GaussianBlur(blur))
-    first, second = rng.choice(colours, 2).tolist()
+    first, second = rng.choice(colors, 2).tolist()
     canvas.paste(tuple(first), box, mask)
     if rng.random() < TEXTURED:
         texture = textures[rng.integers(len(textures))]

@@ -82,12 +82,12 @@ def _existing(path):
 
 
 def enlarge_picture(generator, picture, tile=None, progress=None):
-    """Enlarges a `Picture`'s colours by the network, its transparency by bicubic."""
+    """Enlarges a `Picture`'s colors by the network, its transparency by bicubic."""
     lr = np.asarray(picture.image)
     if picture.image.mode == "I;16":
-        lr, encode = (lr / 32767.5 - 1).astype("float32"), _to_grey_16
+        lr, encode = (lr / 32767.5 - 1).astype("float32"), _to_gray_16
     elif is_neutral(picture.image):
-        encode = _to_grey
+        encode = _to_gray
     else:
         encode = to_uint8
     if lr.ndim == 2:
@@ -105,11 +105,11 @@ def is_neutral(image):
     return len({channel.tobytes() for channel in image.split()}) == 1
 
 
-def _to_grey(sr):
+def _to_gray(sr):
     return to_uint8(sr @ LUMA)
 
 
-def _to_grey_16(sr):
+def _to_gray_16(sr):
     return np.clip(np.rint((sr @ LUMA + 1) * 32767.5), 0, 65535).astype("uint16")
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from support.image_files import atomic_path
 
-GRID_CELL = 512  # px, largest side of a grid cell; larger images show their centre
+GRID_CELL = 512  # px, largest side of a grid cell; larger images show their center
 MIN_CELL = 144  # px, smallest cell of a crowded grid, so that labels stay legible
 GRID_WIDTH = 2400  # px, cells shrink to fit it
 DETAIL_SIZE = 96  # px, side of the detail on a comparison sheet
@@ -28,14 +28,14 @@ FONT_SIZE, LINE_HEIGHT = 14, 20  # px
 PAPER = 238  # gray level of the page; white would blend with bright images
 BLANK = np.full((1, 1, 3), PAPER, "uint8")  # stands below text without an image
 PAGE_DPI = 72  # dots per inch; a point, the unit of font sizes, is then one pixel
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # safe for colour-blind readers
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # safe for color-blind readers
 Box = namedtuple("Box", "top left height width")  # px, a rectangle of an image
 
 
 def save_grid(columns, path, title="", captions=None):
     """Saves a grid: a column per test image, which is a dict of label to image.
 
-    Small images are enlarged by repeating pixels; large ones show their centre.
+    Small images are enlarged by repeating pixels; large ones show their center.
     """
     if not any(columns):
         raise ValueError("No images to show in the grid. Pass at least one.")

@@ -202,7 +202,7 @@ def _take_apart(image, notes):
     if image.format == "PPM" and isinstance(image.tile[0][3], tuple):
         is_deep = image.tile[0][3][-1] > 255  # the largest level
     if is_deep and not image.mode.startswith("I"):
-        notes.append("16-bit colour was read as 8-bit, which is all Pillow can")
+        notes.append("16-bit color was read as 8-bit, which is all Pillow can")
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append(f"only the first of {image.n_frames} frames was read")
     image.load()
@@ -216,7 +216,7 @@ def _take_apart(image, notes):
     image.info.clear()  # which Pillow would save again
     alpha = image.getchannel("A") if image.mode.endswith("A") else None
     if alpha is not None:
-        image = bleed_colours(image)
+        image = bleed_colors(image)
     space = b"RGB " if image.mode == "RGB" else b"GRAY"
     if profile and profile[16:20] == space:
         metadata["icc_profile"] = profile
@@ -271,25 +271,25 @@ def _to_srgb(image, profile, notes):
         image = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
         return image, srgb.tobytes()
     except (ImageCms.PyCMSError, OSError) as error:
-        notes.append(f"its colour profile cannot be used ({error})")
+        notes.append(f"its color profile cannot be used ({error})")
         return image.convert("RGB"), None
 
 
 def _read_16_bits(image, notes):
-    """Returns 16-bit grey as mode "I;16", or as "LA" if one level is transparent."""
+    """Returns 16-bit gray as mode "I;16", or as "LA" if one level is transparent."""
     levels = np.asarray(image).astype("float64")
     if image.format == "TIFF":
         levels *= 65535 / (2 ** image.tag_v2.get(258, (16,))[0] - 1)  # 12 bits
         if image.tag_v2.get(262) == 0:  # WhiteIsZero, which Pillow leaves as it is
             levels = 65535 - levels
-    grey = Image.fromarray(np.rint(levels).astype("uint16"))
+    gray = Image.fromarray(np.rint(levels).astype("uint16"))
     transparent = image.info.get("transparency")
     if transparent is None:
-        return grey
-    notes.append("16-bit grey with transparency was read as 8-bit")
-    grey = to_8_bits(grey)
-    grey.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype("u1")))
-    return grey
+        return gray
+    notes.append("16-bit gray with transparency was read as 8-bit")
+    gray = to_8_bits(gray)
+    gray.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype("u1")))
+    return gray
 
 
 def _to_plain_mode(image, raw_mode):
@@ -302,26 +302,26 @@ def _to_plain_mode(image, raw_mode):
         image.info["transparency"] = level * {"L;2": 85, "L;4": 17}[raw_mode]
     elif raw_mode == "RGB;16B" and isinstance(level, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in level)
-    is_grey = image.mode in ("1", "L", "LA", "La")
+    is_gray = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
-        return image.convert("LA" if is_grey else "RGBA")
-    return image.convert("L" if is_grey else "RGB")
+        return image.convert("LA" if is_gray else "RGBA")
+    return image.convert("L" if is_gray else "RGB")
 
 
-def bleed_colours(image):
-    """Fills transparent parts of LA or RGBA with the visible colours around them.
+def bleed_colors(image):
+    """Fills transparent parts of LA or RGBA with the visible colors around them.
 
     The network would draw the black or white hidden there into the edges.
     """
-    colours, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
+    colors, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
     if alpha.getextrema()[0] == 255 or image.size == (1, 1):
-        return colours
-    coarse = image.reduce(2)  # weights colours by their alpha
+        return colors
+    coarse = image.reduce(2)  # weights colors by their alpha
     coarse.putalpha(coarse.getchannel("A").point(lambda level: min(255, 4 * level)))
-    filled = bleed_colours(coarse)
+    filled = bleed_colors(coarse)
     size = tuple(2 * side for side in filled.size)
     filled = filled.resize(size, Image.Resampling.NEAREST).crop((0, 0, *image.size))
-    filled.paste(colours, mask=alpha)
+    filled.paste(colors, mask=alpha)
     return filled
 
 
@@ -380,9 +380,9 @@ def _metadata_options(image, name, metadata, notes):
                 if tag in part:
                     part[tag] = side
         metadata["exif"] = exif.tobytes()
-    is_grey = image.mode in ("L", "LA", "I;16")
-    if name == "WEBP" and is_grey and metadata.pop("icc_profile", None):
-        notes.append("webp stores grey as RGB: ICC profile dropped")
+    is_gray = image.mode in ("L", "LA", "I;16")
+    if name == "WEBP" and is_gray and metadata.pop("icc_profile", None):
+        notes.append("webp stores gray as RGB: ICC profile dropped")
     if name == "WEBP" and metadata.pop("dpi", None):
         notes.append("resolution dropped, which webp cannot hold")
     for key in ("exif", "xmp") if name == "JPEG" else ():

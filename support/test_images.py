@@ -24,7 +24,7 @@ class TestImage(NamedTuple):
     name: str
     lr: np.ndarray
     hr: np.ndarray
-    is_grey: bool = False  # then measured as one channel
+    is_gray: bool = False  # then measured as one channel
 
 
 def find_pairs(hr_folder, lr_folder=None, exclude=()):
@@ -50,7 +50,7 @@ def load_pair(pair, blur):
             f"{hr.width}x{hr.height} px",
         )
     image = make_test_image(pair.name, hr, blur, lr)
-    return image._replace(is_grey=picture.image.mode != "RGB")
+    return image._replace(is_gray=picture.image.mode != "RGB")
 
 
 def make_test_image(name, hr, blur, lr=None):

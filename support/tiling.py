@@ -88,7 +88,7 @@ def _enlarge_window(generator, window, context):
 
 
 def _erode(mask):
-    """Keeps values whose neighbours within `CLIPPED_RADIUS` all are `True`."""
+    """Keeps values whose neighbors within `CLIPPED_RADIUS` all are `True`."""
     for axis in (0, 1):
         shifts = range(-CLIPPED_RADIUS, CLIPPED_RADIUS + 1)
         mask = np.logical_and.reduce([np.roll(mask, shift, axis) for shift in shifts])

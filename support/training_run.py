@@ -135,7 +135,7 @@ class TrainingRun:
 
     @functools.cached_property
     def filter_scores(self):
-        """The mean scores of bicubic and nearest-neighbour enlargement."""
+        """The mean scores of bicubic and nearest-neighbor enlargement."""
         scores = {label: [] for label in metrics.FILTERS}
         for image in self.test_images:
             for label, sr in metrics.enlarge_by_filters(image).items():

@@ -157,12 +157,12 @@ def test_own_pictures_are_not_measured(run, pair_folders, monkeypatch):
         assert list(read_table(out)) == ["0", "1", "mean of 2"]
 
 
-def test_grey_files_are_measured_as_grey(run, tmp_path):
-    """The luminance of grey stored as RGB is squeezed: it gains 1.3 dB.
+def test_gray_files_are_measured_as_gray(run, tmp_path):
+    """The luminance of gray stored as RGB is squeezed: it gains 1.3 dB.
 
     A name that is not UTF-8 would lose all results.
     """
-    folder, name = tmp_path / "grey", os.fsdecode(b"deep/caf\xe9")
+    folder, name = tmp_path / "gray", os.fsdecode(b"deep/caf\xe9")
     (folder / "deep").mkdir(parents=True)
     image = Image.effect_noise((51, 50), 60)  # sides are cut to multiples of 4
     image.save(folder / "a.png")
@@ -170,9 +170,9 @@ def test_grey_files_are_measured_as_grey(run, tmp_path):
     code, out, _ = run("--hr", folder, "--json", "s.json", "--output", "out")
     assert code == 0
     assert "grayscale files are measured as they are" in out
-    assert list(read_table(out)) == ["a (grey)", r"deep/caf\udce9", "mean of 2"]
-    grey, color = read_json()["images"].values()
-    for label, scores in grey.items():
+    assert list(read_table(out)) == ["a (gray)", r"deep/caf\udce9", "mean of 2"]
+    gray, color = read_json()["images"].values()
+    for label, scores in gray.items():
         assert scores["psnr_y"] == scores["psnr_rgb"]
         assert color[label]["psnr_y"] == pytest.approx(scores["psnr_y"] + 1.3, abs=0.1)
     for file, mode in (("a", "L"), (name, "RGB")):

@@ -52,7 +52,7 @@ def test_grid_is_pixel_by_pixel_and_in_order(tmp_path):
     assert first[1] == first_lr[1] < second[1] == second_lr[1]
 
 
-def test_grid_cuts_the_same_centre_of_all_rows(tmp_path):
+def test_grid_cuts_the_same_center_of_all_rows(tmp_path):
     """Rows that show different parts of an image cannot be compared."""
     lr = random_image(261, 261)  # 522 px are cut to 512 px, inside a repeated pixel
     hr = enlarge(lr, 2)

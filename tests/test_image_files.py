@@ -32,10 +32,10 @@ def chunk(name, data):
     return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def write_png(path, levels, bits=8, colour_type=2, before=b"", after=b""):
+def write_png(path, levels, bits=8, color_type=2, before=b"", after=b""):
     """Writes a PNG of `levels`, with chunks before and after its pixels."""
     height, width = levels.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in pack(levels, bits))
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before
     pixels = chunk(b"IDAT", zlib.compress(rows))
@@ -44,7 +44,7 @@ def write_png(path, levels, bits=8, colour_type=2, before=b"", after=b""):
 
 
 def write_tiff(path, levels, bits, photometric=1, sample_format=1, order="<"):
-    """Writes a grey TIFF; levels of whole bytes keep their own type."""
+    """Writes a gray TIFF; levels of whole bytes keep their own type."""
     data = levels.astype(levels.dtype.newbyteorder(order)).tobytes()
     if bits != 8 * levels.dtype.itemsize:
         data = pack(levels, bits).tobytes()
@@ -94,7 +94,7 @@ def test_ranges_and_scales():
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_grey_tiff(tmp_path, bits, photometric, order):
+def test_gray_tiff(tmp_path, bits, photometric, order):
     """WhiteIsZero of 16 bits came out negative, 12 bits nearly black."""
     path = tmp_path / "a.tif"
     write_tiff(path, ramp(bits), bits, photometric, order=order)
@@ -113,22 +113,22 @@ def test_grey_tiff(tmp_path, bits, photometric, order):
 
 @pytest.mark.parametrize("maximum", [100, 255, 1000, 1255, 4095, 65535])
 def test_portable_maps(tmp_path, maximum):
-    """Levels were not scaled, or 8-bit grey was noted as 16-bit colour."""
+    """Levels were not scaled, or 8-bit gray was noted as 16-bit color."""
     levels = np.tile(np.linspace(0, maximum, 8).round(), (2, 1)).astype("uint16")
-    colour = np.repeat(levels[..., None], 3, axis=-1)
-    for name, kind, levels_of in (("a.pgm", "P5", levels), ("a.ppm", "P6", colour)):
+    color = np.repeat(levels[..., None], 3, axis=-1)
+    for name, kind, levels_of in (("a.pgm", "P5", levels), ("a.ppm", "P6", color)):
         data = pack(levels_of, 16 if maximum > 255 else 8).tobytes()
         (tmp_path / name).write_bytes(f"{kind} 8 2 {maximum}\n".encode() + data)
         picture = read_picture(tmp_path / name)
         check_levels(picture, levels_of / maximum, tolerance=1)
         is_cut = maximum > 255 and name == "a.ppm"
-        assert ("16-bit colour was read as 8-bit" in str(picture.notes)) == is_cut
+        assert ("16-bit color was read as 8-bit" in str(picture.notes)) == is_cut
         assert (picture.image.mode == "I;16") == (maximum > 255 and name == "a.pgm")
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("clear", [0, 3, 7, None])
-def test_grey_png(tmp_path, bits, clear):
+def test_gray_png(tmp_path, bits, clear):
     """The transparent level was compared with pixels of other bits: all opaque."""
     levels, before = ramp(bits), b""
     expected, is_clear = levels / (2**bits - 1), False
@@ -146,26 +146,26 @@ def test_grey_png(tmp_path, bits, clear):
     np.testing.assert_allclose(np.array(read_rgb(path))[..., 1], expected * 255, atol=1)
 
 
-def test_transparent_colour(tmp_path):
-    """As above, for colour; and 16-bit colour was cut to 8 bits without a word."""
+def test_transparent_color(tmp_path):
+    """As above, for color; and 16-bit color was cut to 8 bits without a word."""
     levels = NOISE * np.uint16(257)
     before = chunk(b"tRNS", struct.pack(">3H", *levels[2, 3]))
     picture = read_picture(write_png(tmp_path / "a.png", levels, 16, 2, before))
     visible = np.array(picture.alpha) > 0
     assert np.argwhere(~visible).tolist() == [[2, 3]]
     np.testing.assert_array_equal(np.array(picture.image)[visible], NOISE[visible])
-    assert "16-bit colour was read as 8-bit" in picture.notes[0]
+    assert "16-bit color was read as 8-bit" in picture.notes[0]
 
 
-def test_grey_stays_grey(tmp_path):
-    """Grey with alpha of 16 bits and screentones stored as RGB were tinted."""
+def test_gray_stays_gray(tmp_path):
+    """Gray with alpha of 16 bits and screentones stored as RGB were tinted."""
     levels = np.stack([ramp(16), ramp(16)[:, ::-1]], axis=-1)
     picture = read_picture(write_png(tmp_path / "a.png", levels, 16, 4))
     np.testing.assert_array_equal(picture.alpha, levels[..., 1] >> 8)
-    grey = Image.fromarray(NOISE[..., 0])
-    for image in (picture.image, grey, grey.convert("RGB"), grey.convert("I;16")):
+    gray = Image.fromarray(NOISE[..., 0])
+    for image in (picture.image, gray, gray.convert("RGB"), gray.convert("I;16")):
         assert is_neutral(image)
-    tinted = grey.convert("RGB")
+    tinted = gray.convert("RGB")
     tinted.putpixel((7, 5), (0, 0, 1))
     assert not is_neutral(tinted)
 
@@ -200,7 +200,7 @@ def test_lab_and_cmyk_profiles(tmp_path, monkeypatch):
     np.testing.assert_allclose(picture.image, soft, atol=4)
     assert picture.metadata["icc_profile"][16:20] == b"RGB "
     soft.convert("CMYK").save(tmp_path / "b.tif", icc_profile=b"no profile")
-    assert "colour profile cannot be used" in read_picture(tmp_path / "b.tif").notes[0]
+    assert "color profile cannot be used" in read_picture(tmp_path / "b.tif").notes[0]
 
     def convert(image, source, target, outputMode):  # noqa: N803
         assert source.getvalue() == b"no profile"
@@ -212,7 +212,7 @@ def test_lab_and_cmyk_profiles(tmp_path, monkeypatch):
 
 
 def test_no_note_without_need(tmp_path):
-    """A BMP of 5-6-5 bits was noted as 16-bit colour, a phone's MPO as two frames."""
+    """A BMP of 5-6-5 bits was noted as 16-bit color, a phone's MPO as two frames."""
     header = (40, 2, 1, 1, 16, 3, 4, *[0] * 4, 0xF800, 0x7E0, 0x1F)
     header = struct.pack("<IiiHHIIiiII3I", *header) + b"\xff\xff\x00\xf8"
     (tmp_path / "a.bmp").write_bytes(b"BM" + struct.pack("<3I", 70, 0, 66) + header)
@@ -220,7 +220,7 @@ def test_no_note_without_need(tmp_path):
     assert np.array(image).tolist() == [[[255, 255, 255], [255, 0, 0]]]
     assert rest == [None, {}, []]
     for name in ("TIFF", "GIF", "WEBP", "PNG", "MPO"):
-        frames = [Image.new("RGB", (8, 8), colour) for colour in ("black", "white")]
+        frames = [Image.new("RGB", (8, 8), color) for color in ("black", "white")]
         frames[0].save(tmp_path / "a", name, save_all=True, append_images=frames[1:])
         picture = read_picture(tmp_path / "a")
         assert np.array(picture.image).max() < 5
@@ -373,7 +373,7 @@ def test_profiles_fit_pixels(tmp_path, mode, space):
 
 @pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 255, 255), (0, 255, 0)])
 @pytest.mark.parametrize("shape", ["line", "text"])
-def test_hidden_colours_do_not_show(hidden, shape):
+def test_hidden_colors_do_not_show(hidden, shape):
     """Black under transparent pixels reached the network, and so a logo's edge."""
     alpha = Image.new("L", (168, 144))
     draw = ImageDraw.Draw(alpha)
@@ -384,7 +384,7 @@ def test_hidden_colours_do_not_show(hidden, shape):
     logo = Image.new("RGB", alpha.size, hidden)
     logo.paste((220, 30, 40), mask=alpha.point(lambda level: 255 * (level > 1)))
     logo.putalpha(alpha)
-    bled = np.array(image_files.bleed_colours(logo)).astype(int)
+    bled = np.array(image_files.bleed_colors(logo)).astype(int)
     assert np.abs(bled - (220, 30, 40)).max() <= 8
 
 
@@ -408,13 +408,13 @@ def test_saving_is_atomic(tmp_path, monkeypatch):
 
 
 def test_what_a_format_cannot_hold(tmp_path):
-    """Pillow clipped 16 bits to white, and showed the colour of clear pixels."""
+    """Pillow clipped 16 bits to white, and showed the color of clear pixels."""
     path = tmp_path / "a.jpg"
-    for mode, colour, shown, note in (
+    for mode, color, shown, note in (
         ("I;16", 32896, 128, "jpg has 8 bits, not 16"),
         ("LA", (7, 0), 255, "laid on white"), ("RGBA", (7, 8, 9, 0), 255, "on white"),
     ):  # fmt: skip
-        notes = image_files.save_image(Image.new(mode, (8, 8), colour), path, "jpg")
+        notes = image_files.save_image(Image.new(mode, (8, 8), color), path, "jpg")
         assert note in notes[0]
         assert np.abs(np.array(Image.open(path)).astype(int) - shown).max() <= 1
     with pytest.raises(ValueError, match=r"16384x1 px, but webp .* --format png"):

@@ -84,16 +84,16 @@ def test_arrays_that_cannot_be_compared_are_refused(metric):
 
 
 def test_score_of_a_test_image():
-    """Grey measured as RGB gains 1.3 dB; MSE would be of the rounded picture."""
+    """Gray measured as RGB gains 1.3 dB; MSE would be of the rounded picture."""
     pair = [image / 127.5 - 1 for image in random_pair((40, 52, 1))]
     sr, hr = (np.broadcast_to(image, (40, 52, 3)) for image in pair)
-    grey, color = (
-        metrics.score(sr, ImagePair("a", hr[::4, ::4], hr, is_grey))
-        for is_grey in (True, False)
+    gray, color = (
+        metrics.score(sr, ImagePair("a", hr[::4, ::4], hr, is_gray))
+        for is_gray in (True, False)
     )
-    assert grey["psnr_y"] == grey["psnr_rgb"] == pytest.approx(color["psnr_rgb"])
-    assert color["psnr_y"] == pytest.approx(grey["psnr_y"] + 1.3, abs=0.05)
-    assert grey["mse"] == color["mse"] == pytest.approx(np.mean((sr - hr) ** 2))
+    assert gray["psnr_y"] == gray["psnr_rgb"] == pytest.approx(color["psnr_rgb"])
+    assert color["psnr_y"] == pytest.approx(gray["psnr_y"] + 1.3, abs=0.05)
+    assert gray["mse"] == color["mse"] == pytest.approx(np.mean((sr - hr) ** 2))
 
 
 def test_means_are_over_finite_figures():

@@ -140,7 +140,7 @@ def test_without_scipy(key, monkeypatch, capsys):
 
 
 def test_uncalibrated_raters_are_named(key, capsys):
-    """Who gives nearest-neighbour images a 3 uses another scale."""
+    """Who gives nearest-neighbor images a 3 uses another scale."""
     paths = [write_ratings(key, "good", lambda e: calibrated(e)
              if e["part"] == "calibration" else 3)]  # fmt: skip
     paths.append(write_ratings(key, "odd", lambda entry: 3))

@@ -37,9 +37,9 @@ def test_values_flat_areas_and_edges(pictures):
     shares = np.histogram(pictures, bins=8, range=(0, 256))[0] / pictures.size
     assert shares.min() > 0.01
     assert shares.max() < 0.35
-    assert pictures.std(axis=3).mean() > 3  # not grey
-    grey = pictures.astype(float).mean(axis=3)
-    down, across = np.diff(grey, axis=1)[:, :, 1:], np.diff(grey, axis=2)[:, 1:]
+    assert pictures.std(axis=3).mean() > 3  # not gray
+    gray = pictures.astype(float).mean(axis=3)
+    down, across = np.diff(gray, axis=1)[:, :, 1:], np.diff(gray, axis=2)[:, 1:]
     slopes = np.hypot(down, across)
     assert 0.1 < (slopes < 3).mean() < 0.7
     assert 0.03 < (slopes > 40).mean() < 0.4
@@ -47,10 +47,10 @@ def test_values_flat_areas_and_edges(pictures):
 
 def test_power_spectrum_falls_like_that_of_photographs(pictures):
     """Power of photographs is about frequency**-2; noise has 0, plain ramps -4."""
-    grey = pictures.mean(axis=3)
+    gray = pictures.mean(axis=3)
     window = np.hanning(128)[:, None] * np.hanning(128)
-    grey = (grey - grey.mean((1, 2), keepdims=True)) * window
-    power = (np.abs(np.fft.fft2(grey)) ** 2).mean(axis=0)
+    gray = (gray - gray.mean((1, 2), keepdims=True)) * window
+    power = (np.abs(np.fft.fft2(gray)) ** 2).mean(axis=0)
     frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))
     lows = 2.0 ** np.arange(-5, -1)  # of octaves, cycles per px
     bands = [(frequency >= low) & (frequency < 2 * low) for low in lows]

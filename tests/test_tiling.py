@@ -103,9 +103,9 @@ def test_uint8_encode_and_progress(small):
     lr = np.random.default_rng(8).integers(0, 256, (50, 60, 3), "uint8")
     floats = tiling.enlarge(small, lr / 127.5 - 1, 20)
     calls, encode = [], lambda piece: to_uint8(piece[..., 0])
-    grey = tiling.enlarge(small, lr, 20, encode, lambda *call: calls.append(call))
-    assert (grey.shape, grey.dtype) == ((200, 240), np.uint8)
-    assert np.abs(grey - (floats[..., 0] + 1) * 127.5).max() <= 0.51
+    gray = tiling.enlarge(small, lr, 20, encode, lambda *call: calls.append(call))
+    assert (gray.shape, gray.dtype) == ((200, 240), np.uint8)
+    assert np.abs(gray - (floats[..., 0] + 1) * 127.5).max() <= 0.51
     assert calls == [(number, 9) for number in range(1, 10)]
 
 
@@ -133,7 +133,7 @@ def test_only_black_and_white_areas_are_set(small):
     ("srresnet-bicubic", 3, 3), *[pytest.param(name, 120, 60, marks=pytest.mark.slow)
     for name in ("srresnet-bicubic", "srresnet-source")]])  # fmt: skip
 def test_plain_images_have_no_frame(weights, side, tile):
-    """Every white page got a grey frame: 254, its first rows 252, its corners 232."""
+    """Every white page got a gray frame: 254, its first rows 252, its corners 232."""
     generator, _ = weight_files.load_generator(weights, "float32")
     for level in (0, 250, 255):
         lr = np.full((side, side, 3), level, "uint8")

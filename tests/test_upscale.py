@@ -55,7 +55,7 @@ def command(repeater, monkeypatch):
 
 
 @pytest.fixture
-def colours():
+def colors():
     return np.random.default_rng(0).integers(0, 256, (9, 14, 3), "uint8")
 
 
@@ -93,9 +93,9 @@ RESULTS = ["a_x4.png", "deep/b_x4.png", "deep/er/c_x4.png"]  # of `make_folder`
     ("RGBA", "a.png", "RGBA"), ("RGB", "a.tga", "RGB"), ("RGB", "a.jp2", "RGB"),
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [(14, 9), (1, 7), (1, 1)])
-def test_modes(command, tmp_path, colours, capsys, mode, name, expected, size):
-    """Grey became colour, transparency was lost, an icon or a format was refused."""
-    image = Image.fromarray(colours).convert(mode).crop((0, 0, *size))
+def test_modes(command, tmp_path, colors, capsys, mode, name, expected, size):
+    """Gray became color, transparency was lost, an icon or a format was refused."""
+    image = Image.fromarray(colors).convert(mode).crop((0, 0, *size))
     image.save(tmp_path / name)
     assert command(tmp_path / name) == 0
     result = open_result(tmp_path / "a_x4.png")
@@ -105,7 +105,7 @@ def test_modes(command, tmp_path, colours, capsys, mode, name, expected, size):
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
-def test_16_bit_grey_stays_16_bit(command, tmp_path, name):
+def test_16_bit_gray_stays_16_bit(command, tmp_path, name):
     """Cut to 8 bits, a scan or a measurement loses 255 of 256 levels."""
     levels = np.random.default_rng(1).integers(0, 65536, (6, 8)).astype("uint16")
     levels[0, :2] = 0, 65535
@@ -123,43 +123,43 @@ def enlarge_small(network, image, alpha=None):
 @pytest.mark.parametrize("level", [0, 255])
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "RGBA"])
 def test_plain_images_stay_plain(network, level, mode):
-    """White pages got a grey frame, and their white was 254."""
+    """White pages got a gray frame, and their white was 254."""
     level = 257 * level if mode == "I;16" else level
-    colour = level if mode in ("L", "I;16") else (level, level, level)
-    image = Image.new(mode.removesuffix("A"), (7, 5), colour)
+    color = level if mode in ("L", "I;16") else (level, level, level)
+    image = Image.new(mode.removesuffix("A"), (7, 5), color)
     alpha = Image.new("L", (7, 5), 9) if mode == "RGBA" else None
     result = enlarge_small(network, image, alpha)
     assert result.mode == mode
     assert (np.asarray(result).reshape(20 * 28, -1)[:, :3] == level).all()
 
 
-def test_neutral_colours_stay_neutral(network, colours):
+def test_neutral_colors_stay_neutral(network, colors):
     """Screentones stored as RGB came out tinted: channels up to 214 levels apart."""
-    grey = Image.fromarray(colours[..., 0])
-    alpha = Image.fromarray(colours[..., 1])
-    expected = np.asarray(enlarge_small(network, grey))
+    gray = Image.fromarray(colors[..., 0])
+    alpha = Image.fromarray(colors[..., 1])
+    expected = np.asarray(enlarge_small(network, gray))
     for has_alpha in (None, alpha):
-        result = enlarge_small(network, grey.convert("RGB"), has_alpha)
+        result = enlarge_small(network, gray.convert("RGB"), has_alpha)
         assert result.mode == ("RGBA" if has_alpha else "RGB")
         for channel in result.split()[:3]:
             np.testing.assert_array_equal(channel, expected)
-    tinted = np.ptp(np.asarray(enlarge_small(network, Image.fromarray(colours))), -1)
+    tinted = np.ptp(np.asarray(enlarge_small(network, Image.fromarray(colors))), -1)
     assert tinted.max() > 20  # the network does tint
 
 
-def test_real_network_through_the_command(tmp_path, monkeypatch, network, colours):
+def test_real_network_through_the_command(tmp_path, monkeypatch, network, colors):
     """The command wrote other pixels than tiling and rounding give."""
     monkeypatch.setattr(weight_files, "load_generator", lambda *_: (network, "here"))
-    Image.fromarray(colours).save(tmp_path / "photo.png")
+    Image.fromarray(colors).save(tmp_path / "photo.png")
     assert upscale.main([str(tmp_path / "photo.png"), "--tile", "3"]) == 0
-    expected = to_uint8(enlarge(network, colours))
+    expected = to_uint8(enlarge(network, colors))
     result = np.asarray(open_result(tmp_path / "photo_x4.png")).astype(int)
     assert np.abs(result - expected).max() <= 1
 
 
-def test_transparency(command, repeater, tmp_path, colours):
-    """Colour under transparent pixels reached the network, and with it the edges."""
-    logo = np.dstack([np.full_like(colours, (220, 30, 40)), colours[..., 0]])
+def test_transparency(command, repeater, tmp_path, colors):
+    """Color under transparent pixels reached the network, and with it the edges."""
+    logo = np.dstack([np.full_like(colors, (220, 30, 40)), colors[..., 0]])
     logo[:, 7:] = 0
     Image.fromarray(logo).save(tmp_path / "logo.png")
     assert command(tmp_path / "logo.png") == 0
@@ -171,20 +171,20 @@ def test_transparency(command, repeater, tmp_path, colours):
 
 
 @pytest.mark.parametrize("file_format", ["png", "jpg", "webp"])
-def test_metadata_are_carried_over(command, tmp_path, colours, capsys, file_format):
+def test_metadata_are_carried_over(command, tmp_path, colors, capsys, file_format):
     """A viewer turned the result again, or the profile was lost without a word."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "Phone"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     options = {"exif": exif, "icc_profile": profile, "dpi": (300, 300)}
-    Image.fromarray(colours).save(tmp_path / "photo.tif", **options)
+    Image.fromarray(colors).save(tmp_path / "photo.tif", **options)
     assert command(tmp_path / "photo.tif", "--format", file_format) == 0
     result = open_result(tmp_path / f"photo_x4.{file_format}")
     assert result.size == (36, 56)
     assert (result.getexif()[0x010F], result.getexif().get(0x0112, 1)) == ("Phone", 1)
     assert result.info["icc_profile"] == profile
     if file_format == "png":
-        np.testing.assert_array_equal(result, enlarged(np.rot90(colours, -1)))
+        np.testing.assert_array_equal(result, enlarged(np.rot90(colors, -1)))
     dpi = result.info.get("dpi", (0, 0))
     assert round(dpi[0]) == 300 or "resolution" in capsys.readouterr().out
 
