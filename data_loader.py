@@ -76,7 +76,7 @@ class DataLoader:
     """Batches of random matching HR and LR crops from any folder of images.
 
     A context manager, for one thread. Attributes `files` and `skipped` hold what was
-    found; `shard` is `(index, count)` of a worker, which makes its part of each batch.
+    found.
 
     Args:
         dataset: str or `Path`, a name in `datasets/`, or the path of a folder.
@@ -88,6 +88,9 @@ class DataLoader:
         augment: `"none"`, `"flip"` (source: left-right, every second crop), or
             `"dihedral"` (all eight flips and quarter turns).
         exclude: paths of folders inside the dataset that are not searched.
+        crop_scales: ints >= 1; each crop is cut so many times larger, one of them at
+            random, and reduced by Lanczos; images too small for that are cut 1:1.
+        shard: `(index, count)` of a worker, which makes its part of each batch.
 
     Raises:
         FileNotFoundError: if there is no such dataset.
@@ -103,17 +106,27 @@ class DataLoader:
         seed=0,
         augment="flip",
         exclude=(),
+        crop_scales=(1,),
+        shard=(0, 1),
     ):
         check_crop_size(crop_size)
         if not 0 <= blur < float("inf"):  # nor NaN
             raise ValueError(f"--blur {blur} is not a radius >= 0 in px.")
+        if augment not in AUGMENTATIONS:
+            known = ", ".join(AUGMENTATIONS)
+            raise ValueError(f"Unknown augment {augment!r}. Known: {known}.")
+        if crops_per_image is not None and crops_per_image < 0:
+            raise ValueError(f"crops_per_image {crops_per_image} is less than 0.")
+        if not crop_scales or min(crop_scales) < 1:
+            raise ValueError(f"crop_scales {crop_scales} are not whole numbers >= 1.")
         self.crop_size = crop_size
         self.blur = blur
         self.crops_per_image = crops_per_image
         self.seed = seed
         self.variants = AUGMENTATIONS[augment]
         self.exclude = exclude
-        self.shard = (0, 1)
+        self.crop_scales = crop_scales
+        self.shard = shard
         self.folder = find_dataset(dataset)
         self._find_files()
         num_pixels = sum(width * height for width, height in self._sizes.values())
@@ -197,8 +210,11 @@ class DataLoader:
         for request in requests:
             if request not in self._ahead:
                 self._ahead[request] = self._pool.submit(self.make_batch, *request)
-        batch = self._ahead.pop(requests[0]).result()
+        batch = self._ahead[requests[0]].result()
         self._next += 1
+        for request in list(self._ahead):  # of other sizes, too
+            if request[0] < self._next:
+                self._ahead.pop(request).cancel()
         return batch
 
     def make_batch(
@@ -218,18 +234,29 @@ class DataLoader:
         # Source: never draws the last two positions, nor an image of the crop's size.
         corners = rng.random((batch_size, 2))  # as shares of the range
         variants = rng.integers(len(self.variants), size=batch_size)
+        scales = rng.choice(self.crop_scales, size=batch_size)
         hr, lr = [], []
         num_rows = batch_size // count
         for row in range(index * num_rows, (index + 1) * num_rows):
             if not hr or row % crops_per_image == 0:
                 image = self._read_image(images[row // crops_per_image])
-            num_positions = np.array(image.size) - self.crop_size + 1
-            left, top = (corners[row] * num_positions).astype(int).tolist()
-            crop = image.crop((left, top, left + self.crop_size, top + self.crop_size))
+            crop = self._cut(image, corners[row], int(scales[row]))
             variant = None if is_testing else self.variants[variants[row]]
             hr.append(crop if variant is None else crop.transpose(variant))
             lr.append(pixels.degrade(hr[-1], self.blur))
         return Batch(pixels.to_float(lr), pixels.to_float(hr))
+
+    def _cut(self, image, corner, scale):
+        """Cuts a crop, `scale` times reduced, whose corner is given as shares."""
+        side = scale * self.crop_size
+        if min(image.size) < side:
+            side = self.crop_size
+        num_positions = np.array(image.size) - side + 1
+        left, top = (corner * num_positions).astype(int).tolist()
+        crop = image.crop((left, top, left + side, top + side))
+        if side == self.crop_size:
+            return crop
+        return crop.resize((self.crop_size, self.crop_size), Image.Resampling.LANCZOS)
 
     def _read_image(self, index):
         """Returns image number `index`, decoded, or the next one that can be read."""

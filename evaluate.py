@@ -37,7 +37,6 @@ Model = namedtuple("Model", "generator path discriminator blur")
 
 def load_models(paths, precision="float32"):
     """Loads generators as {label: `Model`}; a label is a path as it was typed."""
-    import networks
     from support import checkpoints, weight_files
 
     models = {}
@@ -49,10 +48,8 @@ def load_models(paths, precision="float32"):
             blur = checkpoints.read_state(file.parent).get("options", {}).get("blur")
             file_beside = file.parent / "discriminator.weights.h5"
             # The paper's only judges crops.
-            if file_beside.is_file() and generator.network["name"] != "paper":
-                num_filters = generator.network["num_filters"]
-                discriminator = networks.build_discriminator(num_filters)
-                checkpoints.load_weights(discriminator, file_beside)
+            if file_beside.is_file() and generator.network.name != "paper":
+                discriminator = weight_files.load_discriminator(file_beside, generator)
         elif file in weight_files.list_shipped().values():
             blur = data_loader.SOURCE_BLUR if "source" in file.name else 0.0
         label = str(path).removesuffix(".weights.h5").strip("/")

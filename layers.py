@@ -29,7 +29,7 @@ class UpsampleConv2D(keras.layers.Conv2D):
     Args:
         filters: int, number of output channels.
         kernel_size: odd int, side of the kernel on the enlarged image.
-        **kwargs: others of `keras.layers.Conv2D`, but for strides, dilation, padding.
+        **kwargs: other `Conv2D` arguments, except strides, dilation and padding.
 
     Raises:
         ValueError: if `kernel_size` is even.
@@ -111,12 +111,24 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         training = bool(training) and not self.has_fixed_statistics
         by_batch = training and (self.trainable or self.uses_batch_when_frozen)
-        is_taken = self.compute_dtype != "float64" and not self.synchronized
-        if self.is_fused and is_taken and keras.backend.backend() == "tensorflow":
+        if self._can_be_fused(inputs):
             return self._fused_call(inputs, by_batch)
         if by_batch and not self.trainable:
             return self._normalize_by_batch(inputs)
         return super().call(inputs, training=training, mask=mask)
+
+    def _can_be_fused(self, inputs):
+        is_tensorflow = keras.backend.backend() == "tensorflow"
+        is_wide = self.compute_dtype == "float64"
+        has_channels_last = len(inputs.shape) == 4 and self.axis in (-1, 3)
+        is_local = not self.synchronized
+        return (
+            self.is_fused
+            and is_tensorflow
+            and not is_wide
+            and has_channels_last
+            and is_local
+        )
 
     def _fused_call(self, inputs, is_training):
         import tensorflow as tf  # the kernel is TensorFlow's own
@@ -140,7 +152,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _normalize_by_batch(self, inputs):
         images = ops.cast(inputs, self.variable_dtype)  # float32 at least
-        mean, variance = ops.moments(images, (0, 1, 2), synchronized=self.synchronized)
+        rank = len(images.shape)
+        axes = [axis for axis in range(rank) if axis != self.axis % rank]
+        mean, variance = ops.moments(images, axes, synchronized=self.synchronized)
         outputs = ops.batch_normalization(
             images, mean, variance, self.axis, self.beta, self.gamma, self.epsilon
         )
@@ -148,7 +162,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def make_deterministic():
-    """Lets TensorFlow repeat results bit for bit."""
+    """Makes TensorFlow deterministic: results repeat bit for bit."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -160,6 +174,17 @@ def make_deterministic():
 def batch_norm_layers(model):
     """Returns the list of a model's batch-norm layers."""
     return [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
+
+
+def fix_statistics(model):
+    """Fixes batch-norm statistics: training leaves them alone from then on."""
+    for layer in batch_norm_layers(model):
+        layer.has_fixed_statistics = True
+
+
+def has_fixed_statistics(model):
+    """Returns whether batch-norm statistics of a model are fixed."""
+    return any(layer.has_fixed_statistics for layer in batch_norm_layers(model))
 
 
 def average_batch_norm(model, images, count):

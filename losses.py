@@ -1,31 +1,37 @@
-"""What generated and original images are compared by.
+"""The losses of SRGAN: content losses as a table, and what goes beyond the paper.
 
     python -c "import losses; print(losses.CONTENT_LOSSES)"
 
-A content loss and its weight are a row of the table `CONTENT_LOSSES`.
+The adversarial term is Keras's binary cross-entropy. `low_loss`, `grid_loss` and
+`RandomShift` belong to the content loss `texture`, which the shipped SRGANs were
+trained with; neither source nor paper has them.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 from keras import layers, ops
 
 from networks import build_feature_extractor
+from support.pixels import SCALE
 
+ADVERSARIAL_WEIGHT = 1e-3  # paper, Sec. 2.2, eq. 3
 FEATURE_WEIGHT = 1 / 12.75**2  # = 0.006, paper, Sec. 3.2
 TOTAL_VARIATION_WEIGHT = 2e-8  # SRResNet-VGG22; paper, Sec. 3.4
+PRETRAIN_LOSSES = ("mse", "l1", "vgg22")
+EPSILON = 1e-5  # keeps `grid_loss` finite on flat images
 
 
 class ContentLoss(NamedTuple):
-    """What generated and original images are compared by, and what else counts."""
+    """What generated and original images are compared by, and the other terms."""
 
-    layer_name: str | None  # of VGG19; None: the pixels themselves
+    layer_name: str | None  # of VGG19; `None` compares pixels
     weight: float
     imagenet_preprocessing: bool
-    adversarial_weight: float = 1e-3  # paper, Sec. 2.2, eq. 3
-    pixel_weight: float = 0.0  # of the mean squared error as well; it keeps colors
-    # Images are rolled by up to so many px before they are compared. Without it, the
-    # strides of discriminator and VGG19 imprint the LR image's grid.
-    max_shift: int = 0
+    adversarial_weight: float = ADVERSARIAL_WEIGHT
+    discriminator_loss: str = "mse"  # source: least squares
+    pixel_losses: tuple = ()  # (name of a function below, weight)
+    max_shift: int = 0  # px, of `RandomShift`
 
 
 CONTENT_LOSSES = {
@@ -34,31 +40,62 @@ CONTENT_LOSSES = {
     "mse": ContentLoss(None, 1.0, False),
     "vgg22": ContentLoss("block2_conv2", FEATURE_WEIGHT, True),
     "vgg54": ContentLoss("block5_conv4", FEATURE_WEIGHT, True),
-    # What `srgan-bicubic` was trained with; neither source nor paper.
-    "vgg54_pixel": ContentLoss("block5_conv4", FEATURE_WEIGHT, True, 3e-3, 1.0, 15),
+    # Paper: an adversarial weight of 1e-3, whose gradient is a fortieth of VGG54's.
+    "texture": ContentLoss(
+        layer_name="block5_conv4",
+        weight=FEATURE_WEIGHT,
+        imagenet_preprocessing=True,
+        adversarial_weight=0.0075,
+        discriminator_loss="binary_crossentropy",
+        pixel_losses=(("low", 1.0), ("grid", 0.5)),
+        max_shift=15,  # one less than the strides of discriminator and VGG54
+    ),
 }
 
 
-def build_content_features(content_loss, vgg_weights):
-    """Builds the features of a key of `CONTENT_LOSSES`; `None` for plain pixels."""
-    if content_loss not in CONTENT_LOSSES:
+def find_content_loss(name):
+    """Returns the `ContentLoss` of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in CONTENT_LOSSES:
         known = ", ".join(CONTENT_LOSSES)
-        raise ValueError(f"Unknown content_loss {content_loss!r}. Known: {known}.")
-    loss = CONTENT_LOSSES[content_loss]
-    if loss.layer_name is None:
+        raise ValueError(f"Unknown content_loss {name!r}. Known: {known}.")
+    return CONTENT_LOSSES[name]
+
+
+def check_pretrain_loss(name):
+    """Returns the name of a pre-training loss.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in PRETRAIN_LOSSES:
+        known = ", ".join(PRETRAIN_LOSSES)
+        raise ValueError(f"Unknown pretrain_loss {name!r}. Known: {known}.")
+    return name
+
+
+def build_content_features(content_loss, vgg_weights):
+    """Builds the VGG19 features that a content loss compares (paper: Sec. 2.2.1).
+
+    Args:
+        content_loss: str, a key of `CONTENT_LOSSES`.
+        vgg_weights: as for `networks.build_feature_extractor`.
+
+    Returns:
+        A frozen `keras.Model`, or `None` if the loss compares pixels.
+
+    Raises:
+        ValueError: if there is no such content loss.
+    """
+    content = find_content_loss(content_loss)
+    if content.layer_name is None:
         return None
-    options = vgg_weights, loss.imagenet_preprocessing
-    return build_feature_extractor(loss.layer_name, *options)
-
-
-class Roll(layers.Layer):
-    """Rolls images by `offset`, rows and columns that are set before each step."""
-
-    def build(self, input_shape):
-        self.offset = self.add_weight((2,), "zeros", "int32", trainable=False)
-
-    def call(self, images):
-        return ops.roll(images, ops.convert_to_tensor(self.offset), axis=(1, 2))
+    return build_feature_extractor(
+        content.layer_name, vgg_weights, content.imagenet_preprocessing
+    )
 
 
 class TotalVariation(layers.Layer):
@@ -70,3 +107,98 @@ class TotalVariation(layers.Layer):
         num_images = ops.cast(ops.shape(images)[0], images.dtype)
         self.add_loss(TOTAL_VARIATION_WEIGHT * (rows + columns) / num_images)
         return images
+
+
+class RandomShift(layers.Layer):
+    """Rolls images by up to `max_shift` px down and to the right.
+
+    The strides of discriminator and VGG19 are multiples of the x4 grid. If they always
+    met generated images at the same offset, they would imprint that grid on them.
+    """
+
+    def __init__(self, max_shift, **kwargs):
+        super().__init__(**kwargs)
+        self.max_shift = max_shift
+
+    def build(self, input_shape):
+        self.offset = self.add_weight((2,), "zeros", "int32", trainable=False)
+
+    def draw(self, seed, step):
+        """Sets the offset of a training step, a pure function of the arguments."""
+        rng = np.random.default_rng([seed, step])
+        self.offset.assign(rng.integers(self.max_shift + 1, size=2))
+
+    def call(self, images):
+        if self.max_shift == 0:
+            return images
+        return ops.roll(images, ops.convert_to_tensor(self.offset), axis=(1, 2))
+
+
+def low_loss(hr, sr):
+    """Returns the mean absolute difference of images reduced to the LR grid.
+
+    What the LR image says about the result must stay; the discriminator only decides
+    what the LR image does not say.
+
+    Args:
+        hr: float `(n, h, w, 3)` in [-1, 1], original images; sides multiples of 4.
+        sr: generated images of the same shape and range.
+    """
+    means = [ops.average_pool(images, SCALE, SCALE) for images in (hr, sr)]
+    return ops.mean(ops.abs(means[0] - means[1]))
+
+
+def grid_loss(hr, sr):
+    """Returns the mean squared difference of the images' `phase_statistics`.
+
+    A pattern of period 4 px, the x4 grid, is the generator's cheapest answer to a
+    discriminator. Original images have none: their pixels are alike at all phases.
+
+    Args:
+        hr: float `(n, h, w, 3)` in [-1, 1], original images; sides multiples of 4,
+            at least 16.
+        sr: generated images of the same shape and range.
+    """
+    return ops.mean(ops.square(phase_statistics(hr) - phase_statistics(sr)))
+
+
+def phase_statistics(images):
+    """Measures how differences between neighboring pixels vary over the x4 grid.
+
+    For horizontal and vertical differences and the Laplacian of the channels' mean:
+    energy and signed mean at each phase (y mod 4, x mod 4), relative to the energy of
+    the whole image.
+
+    Args:
+        images: float `(n, h, w, 3)`; sides multiples of 4, at least 16.
+
+    Returns:
+        float `(n, 4, 4, 6)`: three energies and three means for each phase.
+    """
+    gray = ops.mean(images, axis=-1)
+    inner = gray[:, SCALE:-SCALE, SCALE:-SCALE]  # all pixels that have neighbors
+    above = gray[:, SCALE - 1 : -SCALE - 1, SCALE:-SCALE]
+    below = gray[:, SCALE + 1 : 1 - SCALE, SCALE:-SCALE]
+    left = gray[:, SCALE:-SCALE, SCALE - 1 : -SCALE - 1]
+    right = gray[:, SCALE:-SCALE, SCALE + 1 : 1 - SCALE]
+    laplacian = inner - (above + below + left + right) / 4
+    energies, means = [], []
+    for differences in (inner - left, inner - above, laplacian):
+        energy = _mean_by_phase(ops.square(differences))
+        mean = _mean_by_phase(differences)
+        total = ops.mean(energy, axis=(1, 2), keepdims=True) + EPSILON
+        energies.append(energy / total - 1)
+        mean -= ops.mean(mean, axis=(1, 2), keepdims=True)
+        means.append(mean / ops.sqrt(total))
+    return ops.stack(energies + means, axis=-1)
+
+
+def _mean_by_phase(values):
+    """Averages `(n, h, w)` over the pixels of each phase: `(n, 4, 4)`."""
+    height = ops.shape(values)[1] // SCALE
+    width = ops.shape(values)[2] // SCALE
+    tiles = ops.reshape(values, (-1, height, SCALE, width, SCALE))
+    return ops.mean(tiles, axis=(1, 3))
+
+
+PIXEL_LOSSES = {"low": low_loss, "grid": grid_loss}

@@ -25,22 +25,38 @@ PATCH_SIZE = 16  # px, stride of the discriminator's patch grid
 VGG_WEIGHTS_FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
+NETWORKS = ("source", "paper", "srcnn", "espcn")
+
+
 class Network(NamedTuple):
-    """Which generator some weights belong to, as checkpoints state it."""
+    """Which generator some weights belong to, as their file states it."""
 
     name: str = "source"
     num_residual_blocks: int = 16
     num_filters: int = 64
 
 
+class DiscriminatorNetwork(NamedTuple):
+    """Which discriminator some weights belong to, as their file states it."""
+
+    num_filters: int = 64
+    crop_size: int | None = None
+
+
 def build_network(network):
     """Builds the generator that a `Network` describes."""
-    name, num_residual_blocks, num_filters = network
-    if name in ("source", "paper"):
-        return build_generator(num_residual_blocks, num_filters, name == "paper")
-    if name in ("srcnn", "espcn"):
-        return build_srcnn() if name == "srcnn" else build_espcn()
-    raise ValueError(f"Unknown network {name!r}. Known: source, paper, srcnn, espcn.")
+    if network.name == "srcnn":
+        return build_srcnn()
+    if network.name == "espcn":
+        return build_espcn()
+    if network.name not in NETWORKS:
+        known = ", ".join(NETWORKS)
+        raise ValueError(f"Unknown network {network.name!r}. Known: {known}.")
+    return build_generator(
+        num_residual_blocks=network.num_residual_blocks,
+        num_filters=network.num_filters,
+        is_paper=network.name == "paper",
+    )
 
 
 def build_generator(num_residual_blocks=16, num_filters=64, is_paper=False):
@@ -58,15 +74,15 @@ def build_generator(num_residual_blocks=16, num_filters=64, is_paper=False):
     lr = keras.Input((None, None, 3), name="lr")
     # Paper, Sec. 3.2: LR images in [0, 1].
     images = layers.Rescaling(0.5, 0.5)(lr) if is_paper else lr
-    # Paper: PReLU, after batch normalization. Source: ReLU, before it.
+    # Paper: PReLU. Source: ReLU.
     activation = _prelu if is_paper else layers.ReLU
-    order = (BatchNormalization, activation)[:: 1 if is_paper else -1]
-    skip = features = activation()(_convolution(num_filters, 9)(images))
+    skip = activation()(_convolution(num_filters, 9)(images))
+    features = skip
     for _ in range(num_residual_blocks):
         block = _convolution(num_filters)(features)
-        for layer in order:
-            block = layer()(block)
-        block = BatchNormalization()(_convolution(num_filters)(block))
+        block = _normalize_and_activate(block, activation, is_paper)
+        block = _convolution(num_filters)(block)
+        block = BatchNormalization()(block)
         features = layers.Add()([block, features])
     features = BatchNormalization()(_convolution(num_filters)(features))
     features = layers.Add()([features, skip])
@@ -82,7 +98,8 @@ def build_generator(num_residual_blocks=16, num_filters=64, is_paper=False):
         features = _convolution(4 * num_filters, activation="relu")(features)
         features = UpsampleConv2D(4 * num_filters, 3, activation="relu")(features)
         features = UpsampleConv2D(3, 9)(features)
-    network = "paper" if is_paper else "source", num_residual_blocks, num_filters
+    name = "paper" if is_paper else "source"
+    network = Network(name, num_residual_blocks, num_filters)
     return _finish_generator(lr, features, network, "tanh")
 
 
@@ -92,21 +109,28 @@ def build_srcnn():
     Its input, the bicubic enlargement, is made by a convolution that is not trained.
     """
     lr = keras.Input((None, None, 3), name="lr")
-    kernel = keras.initializers.Constant(_bicubic_kernel())
-    options = {"kernel_initializer": kernel, "use_bias": False, "trainable": False}
-    bicubic = _convolution(3 * SCALE**2, 5, **options, dtype=keras.config.floatx())
+    bicubic = _convolution(
+        3 * SCALE**2,
+        5,
+        kernel_initializer=keras.initializers.Constant(_bicubic_kernel()),
+        use_bias=False,
+        trainable=False,
+        dtype=keras.config.floatx(),
+    )
     features = ops.depth_to_space(bicubic(lr), SCALE)
     # Paper: luminance only, as in ESPCN; here RGB.
     features = _convolution(64, 9, activation="relu")(features)
     features = _convolution(32, 5, activation="relu")(features)
-    return _finish_generator(lr, _convolution(3, 5)(features), ("srcnn", 0, 64))
+    features = _convolution(3, 5)(features)
+    return _finish_generator(lr, features, Network("srcnn", 0, 64))
 
 
 def _bicubic_kernel():
     """Returns `(5, 5, 3, 48)`: Pillow's bicubic filter at 4 x 4 pixels of RGB."""
     centers = (np.arange(SCALE) + 0.5) / SCALE - 0.5  # of enlarged pixels, in LR px
     x = np.abs(np.arange(-2, 3)[:, np.newaxis] - centers)
-    near, far = (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    near = (1.5 * x - 2.5) * x**2 + 1
+    far = ((2.5 - 0.5 * x) * x - 4) * x + 2
     taps = np.select([x < 1, x < 2], [near, far])
     kernel = np.einsum("ip,jq,cf->ijcpqf", taps, taps, np.eye(3))
     return kernel.reshape(5, 5, 3, 3 * SCALE**2)
@@ -118,13 +142,13 @@ def build_espcn():
     features = _convolution(64, 5, activation="tanh")(lr)
     features = _convolution(32, activation="tanh")(features)
     sr = ops.depth_to_space(_convolution(3 * SCALE**2)(features), SCALE)
-    return _finish_generator(lr, sr, ("espcn", 0, 64))
+    return _finish_generator(lr, sr, Network("espcn", 0, 64))
 
 
 def _finish_generator(lr, features, network, activation="linear"):
     sr = layers.Activation(activation, dtype=keras.config.floatx(), name="sr")(features)
     generator = keras.Model(lr, sr, name="generator")
-    generator.network = Network(*network)._asdict()
+    generator.network = network
     return generator
 
 
@@ -143,19 +167,19 @@ def build_discriminator(num_filters=64, crop_size=None):
     """
     images = keras.Input((crop_size, crop_size, 3), name="images")
     features = _leaky_relu()(_convolution(num_filters)(images))
-    # Source: LeakyReLU before batch normalization. Paper: after it.
-    order = (BatchNormalization, _leaky_relu)[:: 1 if crop_size else -1]
+    is_paper = crop_size is not None
     for factor, stride in DISCRIMINATOR_BLOCKS:
         features = _convolution(factor * num_filters, strides=stride)(features)
-        for layer in order:
-            features = layer()(features)
+        features = _normalize_and_activate(features, _leaky_relu, is_paper)
     # Source: dense layers at each position, for images of any size.
-    if crop_size:  # paper: one probability per image
+    if is_paper:  # one probability per image
         features = layers.Flatten()(features)
     features = layers.Dense(DENSE_UNITS_FACTOR * num_filters)(features)
     logits = layers.Dense(1)(_leaky_relu()(features))
     real = layers.Activation("sigmoid", dtype=keras.config.floatx(), name="real")
-    return keras.Model(images, real(logits), name="discriminator")
+    discriminator = keras.Model(images, real(logits), name="discriminator")
+    discriminator.network = DiscriminatorNetwork(num_filters, crop_size)
+    return discriminator
 
 
 def build_feature_extractor(
@@ -167,7 +191,8 @@ def build_feature_extractor(
         layer_name: str, the layer whose output is returned.
         weights: `"imagenet"` (downloaded and cached by Keras), the path of a VGG19
             weights file without top, or `None` (random: tests only).
-        imagenet_preprocessing: bool; converts images to BGR in [0, 255] less means.
+        imagenet_preprocessing: bool; `True` converts images to mean-subtracted BGR, as
+            VGG19 was trained with.
 
     Returns:
         An uncompiled, frozen `keras.Model`: `(n, h, w, 3)` RGB in [-1, 1] to features
@@ -205,6 +230,13 @@ def receptive_field_radius(generator):
 
 def _convolution(filters, kernel_size=3, **kwargs):
     return layers.Conv2D(filters, kernel_size, padding="same", **kwargs)
+
+
+def _normalize_and_activate(features, activation, is_paper):
+    # Paper: batch normalization, then the activation. Source: the other way round.
+    if is_paper:
+        return activation()(BatchNormalization()(features))
+    return BatchNormalization()(activation()(features))
 
 
 def _prelu():

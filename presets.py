@@ -4,12 +4,16 @@ python srgan.py --preset paper --help    # shows the paper's values
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from data_loader import SOURCE_BLUR, SOURCE_CROP, SOURCE_DATASET, TEST_FOLDER
+from losses import CONTENT_LOSSES, PRETRAIN_LOSSES
+from networks import NETWORKS
 from support.command_line import (
     PRECISIONS,
     ArgumentParser,
+    decay,
     non_negative_float,
     non_negative_int,
     positive_float,
@@ -17,7 +21,37 @@ from support.command_line import (
 )
 
 PAPER_CROP = 96  # px, the only size that the paper's discriminator takes
-SAMPLE_DATASET, SAMPLE_TEST_IMAGES = "datasets/sample", "datasets/sample_test"
+SAMPLE_DATASET = "datasets/sample"
+SAMPLE_TEST_IMAGES = "datasets/sample_test"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the loops of `SRGAN` train; by default as the source does."""
+
+    # Of the learning rate: "constant" (source), "step" (a tenth in the second half of
+    # adversarial training; paper), "cosine", or "late_cosine" (in the second half).
+    schedule: str = "constant"
+    # Learning rates of adversarial training, as shares of the one of pre-training.
+    generator_rate_factor: float = 1.0
+    discriminator_rate_factor: float = 1.0
+    pretrain_beta_2: float = 0.999  # of Adam; Keras's default
+    # Pre-training step from which the generator's batch-norm statistics are fixed, at
+    # their average over some batches; 0 never fixes them.
+    bn_freeze_step: int = 0
+    # What the frozen discriminator normalizes by: "moving" averages (source), "batch",
+    # the generated batch's statistics, or "fixed", the average over some batches, which
+    # its own steps then use, too.
+    discriminator_bn: str = "moving"
+    ema: float = 0.0  # decay of the moving average of the generator's weights; 0: none
+    seed: int = 0
+
+    @classmethod
+    def from_args(cls, args):
+        """Takes the fields of the same name from parsed arguments."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(args, name) for name in names})
+
 
 PRESETS = {
     "source": {
@@ -26,6 +60,8 @@ PRESETS = {
         "crops_per_image": 0,
         "blur": SOURCE_BLUR,
         "augment": "flip",
+        "crop_scales": (1,),  # what crops are reduced by before anything else
+        "train_batch_divisor": 1,  # adversarial batches have that much fewer crops
         "pretrain_steps": 10_000,
         "train_steps": 100_000,
         "pretrain_interval": 100,
@@ -39,7 +75,10 @@ PRESETS = {
         "bn_freeze_step": 0,
         "learning_rate": 1e-4,  # paper, Sec. 3.2
         "schedule": "constant",
-        "train_rate_factor": 1.0,  # adversarial training's learning rate, as a share
+        "generator_rate_factor": 1.0,
+        "discriminator_rate_factor": 1.0,
+        "pretrain_beta_2": 0.999,
+        "ema": 0.0,
     },
 }
 # Paper: 96 px crops of 16 distinct images, bicubic without blur (Sec. 3.2).
@@ -71,22 +110,29 @@ PRESETS["demo"] = PRESETS["source"] | {
     "bn_freeze_step": 800,
     "learning_rate": 1e-3,
     "schedule": "cosine",
-    "train_rate_factor": 0.1,
+    "generator_rate_factor": 0.1,
+    "discriminator_rate_factor": 0.1,
 }
 # What the shipped weights were trained with.
 PRESETS["pretrained"] = PRESETS["paper"] | {
     "augment": "dihedral",
-    "pretrain_steps": 6_000,
-    "train_steps": 5_000,
+    "crop_scales": (1, 2, 3),
+    "train_batch_divisor": 2,
+    "pretrain_steps": 10_500,
+    "train_steps": 9_000,
     "pretrain_interval": 500,
     "train_interval": 250,
-    "content_loss": "vgg54_pixel",
+    "content_loss": "texture",
+    "pretrain_loss": "l1",
     "network": "source",
     "discriminator_bn": "fixed",
     "bn_freeze_step": 1_500,
     "learning_rate": 3e-4,
-    "schedule": "cosine",
-    "train_rate_factor": 1 / 3,
+    "schedule": "late_cosine",
+    "generator_rate_factor": 2 / 3,
+    "discriminator_rate_factor": 1 / 6,  # its two updates per iteration count twice
+    "pretrain_beta_2": 0.99,
+    "ema": 0.999,
 }
 
 
@@ -120,53 +166,169 @@ def _build_parser():
         usage="python srgan.py [--dataset PATH] [--preset NAME] [flags]",
         description="Trains SRGAN. Run the same command again to resume.",
     )
-    add = parser.add_argument_group("data").add_argument
-    add("--preset", choices=PRESETS, help="recipe; other flags override its values")
-    add("--dataset", metavar="PATH", help="folder of images, or its name in datasets/")
-    add("--test-images", metavar="PATH", default=TEST_FOLDER,
-        help="images shown and measured at every report")  # fmt: skip
-    add("--crop-size", type=positive_int, metavar="PX",
-        help="side of the HR crops, a multiple of 4")  # fmt: skip
-    add("--batch-size", type=positive_int, metavar="N", help="crops per step")
-    add("--crops-per-image", type=non_negative_int, metavar="N",
-        help="crops of a batch from one image; 0: all")  # fmt: skip
-    add("--blur", type=non_negative_float, metavar="PX",
-        help="Gaussian blur radius before downscaling, in HR px")  # fmt: skip
-
-    add = parser.add_argument_group("training").add_argument
-    add("--pretrain-steps", type=non_negative_int, metavar="N",
-        help="steps of the generator alone; 0 skips them")  # fmt: skip
-    add("--train-steps", type=non_negative_int, metavar="N",
-        help="adversarial iterations; 0 skips them")  # fmt: skip
-    add("--pretrain-interval", type=positive_int, metavar="N",
-        help="pre-training steps between reports")  # fmt: skip
-    add("--train-interval", type=positive_int, metavar="N",
-        help="adversarial iterations between reports")  # fmt: skip
-    add("--content-loss", choices=("source", "mse", "vgg22", "vgg54", "vgg54_pixel"),
-        help="VGG19 features, or pixels, that images are compared by")  # fmt: skip
-    add("--pretrain-loss", choices=("mse", "vgg22"), help="loss of pre-training")
-    add("--network", choices=("source", "paper", "srcnn", "espcn"),
-        help="generator, and with paper its discriminator, too")  # fmt: skip
-    add("--discriminator-bn", choices=("moving", "batch", "fixed"),
-        help="statistics that the frozen discriminator normalizes by")  # fmt: skip
-    add("--bn-freeze-step", type=non_negative_int, metavar="N",
-        help="pre-training step from which the generator's batch-norm statistics are "
-        "fixed; 0: never")  # fmt: skip
-    add("--vgg-weights", metavar="PATH", default="imagenet",
-        help="VGG19 weights file; imagenet: downloaded by Keras")  # fmt: skip
-    add("--learning-rate", type=positive_float, metavar="X", help="Adam learning rate")
-
-    add = parser.add_argument_group("machine and files").add_argument
-    add("--precision", choices=PRECISIONS, default="float32", help="compute dtype")
-    add("--seed", type=non_negative_int, metavar="N", default=0, help="random seed")
-    add("--deterministic", action=argparse.BooleanOptionalAction, default=False,
-        help="repeat bit for bit, a little slower")  # fmt: skip
-    add("--weights-dir", metavar="PATH", type=Path, default="weights",
-        help="folder for checkpoints")  # fmt: skip
-    add("--images-dir", metavar="PATH", type=Path, default="images",
-        help="folder for pictures")  # fmt: skip
-    add("--initial-weights", metavar="PATH",
-        help="generator weights, or name of shipped ones, to start from")  # fmt: skip
-    add("--restart", action=argparse.BooleanOptionalAction, default=False,
-        help="start over; the old state is moved, not deleted")  # fmt: skip
+    _add_data_flags(parser.add_argument_group("data"))
+    _add_training_flags(parser.add_argument_group("training"))
+    _add_machine_flags(parser.add_argument_group("machine and files"))
     return parser
+
+
+def _add_data_flags(group):
+    group.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="recipe; other flags override its values",
+    )
+    group.add_argument(
+        "--dataset",
+        metavar="PATH",
+        help="folder of images, or its name in datasets/",
+    )
+    group.add_argument(
+        "--test-images",
+        metavar="PATH",
+        default=TEST_FOLDER,
+        help="images shown and measured at every report",
+    )
+    group.add_argument(
+        "--crop-size",
+        type=positive_int,
+        metavar="PX",
+        help="side of the HR crops, a multiple of 4",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help="crops per step",
+    )
+    group.add_argument(
+        "--crops-per-image",
+        type=non_negative_int,
+        metavar="N",
+        help="crops of a batch from one image; 0: all",
+    )
+    group.add_argument(
+        "--blur",
+        type=non_negative_float,
+        metavar="PX",
+        help="Gaussian blur radius before downscaling, in HR px",
+    )
+
+
+def _add_training_flags(group):
+    group.add_argument(
+        "--pretrain-steps",
+        type=non_negative_int,
+        metavar="N",
+        help="steps of the generator alone; 0 skips them",
+    )
+    group.add_argument(
+        "--train-steps",
+        type=non_negative_int,
+        metavar="N",
+        help="adversarial iterations; 0 skips them",
+    )
+    group.add_argument(
+        "--pretrain-interval",
+        type=positive_int,
+        metavar="N",
+        help="pre-training steps between reports",
+    )
+    group.add_argument(
+        "--train-interval",
+        type=positive_int,
+        metavar="N",
+        help="adversarial iterations between reports",
+    )
+    group.add_argument(
+        "--content-loss",
+        choices=tuple(CONTENT_LOSSES),
+        help="VGG19 features, or pixels, that images are compared by",
+    )
+    group.add_argument(
+        "--pretrain-loss",
+        choices=PRETRAIN_LOSSES,
+        help="loss of pre-training",
+    )
+    group.add_argument(
+        "--network",
+        choices=tuple(NETWORKS),
+        help="generator, and with paper its discriminator, too",
+    )
+    group.add_argument(
+        "--discriminator-bn",
+        choices=("moving", "batch", "fixed"),
+        help="statistics that the frozen discriminator normalizes by",
+    )
+    group.add_argument(
+        "--bn-freeze-step",
+        type=non_negative_int,
+        metavar="N",
+        help="pre-training step from which batch-norm statistics are fixed; 0: never",
+    )
+    group.add_argument(
+        "--ema",
+        type=decay,
+        metavar="X",
+        help="decay of the moving average of the generator's weights, which is then "
+        "what is shown and saved; 0: none",
+    )
+    group.add_argument(
+        "--vgg-weights",
+        metavar="PATH",
+        default="imagenet",
+        help="VGG19 weights file; imagenet: downloaded by Keras",
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=positive_float,
+        metavar="X",
+        help="Adam learning rate",
+    )
+
+
+def _add_machine_flags(group):
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="compute dtype",
+    )
+    group.add_argument(
+        "--seed",
+        type=non_negative_int,
+        metavar="N",
+        default=0,
+        help="random seed",
+    )
+    group.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="repeat bit for bit, a little slower",
+    )
+    group.add_argument(
+        "--weights-dir",
+        metavar="PATH",
+        type=Path,
+        default="weights",
+        help="folder for checkpoints",
+    )
+    group.add_argument(
+        "--images-dir",
+        metavar="PATH",
+        type=Path,
+        default="images",
+        help="folder for images",
+    )
+    group.add_argument(
+        "--initial-weights",
+        metavar="PATH",
+        help="generator weights, or name of shipped ones, to start from",
+    )
+    group.add_argument(
+        "--restart",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="start over; the old state is moved, not deleted",
+    )

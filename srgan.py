@@ -8,6 +8,7 @@ Run the same command again to resume.
 """
 
 import contextlib
+import functools
 from pathlib import Path
 
 from support import command_line
@@ -17,27 +18,22 @@ with command_line.quiet_imports(__name__):
     import numpy as np
 
     import layers
+    import losses
     import metrics
     import networks
     import sample_data
     from data_loader import DataLoader, NoImageLeftError
-    from losses import (
-        CONTENT_LOSSES,
-        FEATURE_WEIGHT,
-        Roll,
-        TotalVariation,
-        build_content_features,
-    )
-    from presets import PAPER_CROP, PRESETS, parse_args
+    from presets import PAPER_CROP, PRESETS, Recipe, parse_args
     from support import checkpoints, distribution, figures, training_run
     from support.pixels import to_uint8
     from support.tiling import enlarge
     from support.training_run import PRE_TRAINING, TRAINING, Phase, TrainingRun
 
 SOURCE = PRESETS["source"]
+SOURCE_RECIPE = Recipe()
 ADAM_BETA_1 = 0.9  # paper, Sec. 3.2
 STEP_FACTOR = 0.1  # of the learning rate, after half of the steps; paper, Sec. 3.2
-COSINE_FLOOR = 0.02  # last learning rate of the cosine, as a share of the first
+COSINE_FLOOR = 0.02  # last learning rate of a cosine, as a share of the first
 NUM_STATISTICS_BATCHES = 50  # that batch-norm statistics are averaged over
 
 
@@ -45,24 +41,25 @@ class SRGAN:
     """The networks of SRGAN, the steps that train them, and the loops.
 
     Attributes: `generator`, `discriminator`, `vgg` (frozen VGG19 features, or `None`
-    for `content_loss="mse"`) and `combined`, the model of the generator's step. The
-    loops also read `schedule` (`"constant"`: source; `"step"`: paper; `"cosine"`),
-    `train_rate_factor` (of adversarial training's learning rate), `bn_freeze_step`
-    (the pre-training step that fixes the generator's batch-norm statistics; 0: never)
-    and `discriminator_bn`, what the frozen discriminator normalizes by: `"moving"`
-    averages (source), `"batch"`, the generated batch's own statistics, or `"fixed"`,
-    those of the first batches, which its own steps then use, too.
+    for `content_loss="mse"`), and the models whose `train_on_batch` the steps call:
+    `pretrainer`, `discriminator_trainer` and `combined`.
 
     Args:
-        content_loss: str, a key of `CONTENT_LOSSES`.
+        content_loss: str, a key of `losses.CONTENT_LOSSES`.
         vgg_weights: `"imagenet"`, the path of a weights file, or `None` (random: tests
             only); see `networks.build_feature_extractor`.
-        learning_rate: float > 0, of each Adam.
-        pretrain_loss: `"mse"`, or `"vgg22"` (the paper's SRResNet-VGG22).
+        learning_rate: float > 0, Adam learning rate of each model.
+        pretrain_loss: str, one of `losses.PRETRAIN_LOSSES`; `"vgg22"` is the paper's
+            SRResNet-VGG22.
         num_residual_blocks: int >= 0, of the source's and the paper's generator.
         num_filters: int >= 1, of the same, and of the discriminator.
         network: `"source"`, `"paper"`, whose discriminator only takes HR crops of
             `PAPER_CROP` px, `"srcnn"` or `"espcn"`, both with the source's.
+        recipe: `presets.Recipe`, how the loops train.
+
+    Raises:
+        ValueError: if a loss or the network is unknown.
+        FileNotFoundError: if the VGG19 weights cannot be found.
     """
 
     def __init__(
@@ -74,25 +71,28 @@ class SRGAN:
         num_residual_blocks=16,
         num_filters=64,
         network="source",
+        recipe=SOURCE_RECIPE,
     ):
-        if pretrain_loss not in ("mse", "vgg22"):
-            raise ValueError(f"Unknown pretrain_loss {pretrain_loss!r}.")
+        self.content = losses.find_content_loss(content_loss)
+        self.pretrain_loss = losses.check_pretrain_loss(pretrain_loss)
         self.learning_rate = learning_rate
-        self.discriminator_bn = "moving"
-        self.schedule = "constant"
-        self.train_rate_factor = 1.0
-        self.bn_freeze_step = 0
-        network = networks.Network(network, num_residual_blocks, num_filters)
-        self.generator = networks.build_network(network)
-        self._judges_crops = network.name == "paper"
-        crop_size = PAPER_CROP if self._judges_crops else None
+        self.recipe = recipe
+        self.generator = networks.build_network(
+            networks.Network(network, num_residual_blocks, num_filters)
+        )
+        self._is_paper = network == "paper"
+        crop_size = PAPER_CROP if self._is_paper else None
         self.discriminator = networks.build_discriminator(num_filters, crop_size)
         self._is_distributed = distribution.is_active()
         distribution.synchronize_batch_norm(self.generator, self.discriminator)
-        build_features = build_content_features
-        self.vgg = build_features(content_loss, vgg_weights)
-        self.content = CONTENT_LOSSES[content_loss]
-        self.pretrain_features = build_features(pretrain_loss, vgg_weights)
+        self.vgg = losses.build_content_features(content_loss, vgg_weights)
+        self.pretrain_features = None
+        if pretrain_loss == "vgg22":
+            self.pretrain_features = losses.build_content_features("vgg22", vgg_weights)
+        # Changes nothing, except for content_loss="texture".
+        self.shift = losses.RandomShift(
+            self.content.max_shift, dtype=keras.config.floatx()
+        )
         # Source: one Adam for all models. Current Keras refuses that, so each of the
         # three trained models has its own.
         self.pretrainer = self._build_pretrainer()
@@ -101,105 +101,137 @@ class SRGAN:
 
     def _build_pretrainer(self):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
-        if self.pretrain_features is None:
-            return self._compile(lr, sr, "mse")
-        sr = TotalVariation(dtype=keras.config.floatx())(sr)
-        features = self.pretrain_features(sr)
-        return self._compile(lr, features, "mse", [FEATURE_WEIGHT])
+        loss, weights = self.pretrain_loss, None
+        if self.pretrain_features is not None:
+            sr = losses.TotalVariation(dtype=keras.config.floatx())(sr)
+            sr = self.pretrain_features(sr)
+            loss, weights = "mse", [losses.FEATURE_WEIGHT]
+        elif loss == "l1":
+            loss = "mae"
+        model = distribution.model_class()(lr, sr)
+        optimizer = self._build_optimizer(self.recipe.ema, self.recipe.pretrain_beta_2)
+        return _compile(model, optimizer, loss, weights)
 
     def _build_discriminator_trainer(self):
-        image, verdict = self.discriminator.inputs[0], self.discriminator.outputs[0]
+        images, real = self.discriminator.inputs[0], self.discriminator.outputs[0]
         # Source: least squares. Paper: binary cross-entropy (Sec. 2.1, eq. 2).
-        loss = "binary_crossentropy" if self._judges_crops else "mse"
-        return self._compile(image, verdict, loss, metrics=[_probability])
+        loss = self.content.discriminator_loss
+        if self._is_paper:
+            loss = "binary_crossentropy"
+        model = distribution.model_class()(images, real)
+        optimizer = self._build_optimizer()
+        return _compile(model, optimizer, loss, metrics=[_probability])
 
     def _build_combined(self):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
         self.discriminator.trainable = False
-        self.roll = Roll(dtype=keras.config.floatx())
-        rolled = self.roll(sr)
-        content = rolled if self.vgg is None else self.vgg(rolled)
-        outputs, losses = [self.discriminator(rolled), content], ["binary_crossentropy"]
-        weights = [self.content.adversarial_weight, self.content.weight]
-        if self.content.pixel_weight:
-            outputs.append(rolled)
-            weights.append(self.content.pixel_weight)
-        losses += ["mse"] * (len(outputs) - 1)
-        return self._compile(lr, outputs, losses, weights)
+        shifted = self.shift(sr)
+        content = shifted if self.vgg is None else self.vgg(shifted)
+        outputs = {"adversarial": self.discriminator(shifted), "content": content}
+        loss = {"adversarial": "binary_crossentropy", "content": "mse"}
+        weights = {
+            "adversarial": self.content.adversarial_weight,
+            "content": self.content.weight,
+        }
+        for name, weight in self.content.pixel_losses:
+            outputs[name] = sr
+            loss[name] = losses.PIXEL_LOSSES[name]
+            weights[name] = weight
+        model = distribution.model_class()(lr, outputs)
+        return _compile(model, self._build_optimizer(self.recipe.ema), loss, weights)
 
-    def _compile(self, inputs, outputs, loss, loss_weights=None, metrics=None):
-        model = distribution.model_class()(inputs, outputs)
-        optimizer = keras.optimizers.Adam(self.learning_rate, beta_1=ADAM_BETA_1)
-        model.compile(optimizer, loss, loss_weights=loss_weights, metrics=metrics)
-        model.optimizer.build(model.trainable_variables)
-        return model
+    def _build_optimizer(self, ema=0.0, beta_2=SOURCE_RECIPE.pretrain_beta_2):
+        return keras.optimizers.Adam(
+            self.learning_rate,
+            beta_1=ADAM_BETA_1,
+            beta_2=beta_2,
+            use_ema=ema > 0,
+            ema_momentum=ema,
+        )
 
     def pre_train_on_batch(self, lr, hr):
         """Trains the generator alone for one step (paper: SRResNet).
 
         Args:
-            lr: float `(n, h, w, 3)` in [-1, 1].
-            hr: float `(n, 4h, 4w, 3)` in [-1, 1].
+            lr: float `(n, h, w, 3)` in [-1, 1], low-resolution images.
+            hr: float `(n, 4h, 4w, 3)` in [-1, 1], the same in high resolution.
 
         Returns:
-            dict: `"mse"`, mean squared error in [-1, 1]; with `pretrain_loss="vgg22"`,
-            `"vgg22"`, the weighted feature loss plus total variation.
+            dict of the name of the loss to a float: `"mse"` or `"l1"`, the mean squared
+            or absolute error in [-1, 1], or `"vgg22"`, the weighted feature loss plus
+            total variation.
         """
-        if self.pretrain_features is None:
-            return {"mse": float(self.pretrainer.train_on_batch(lr, hr))}
-        features = self._infer(self.pretrain_features, hr)
-        return {"vgg22": float(self.pretrainer.train_on_batch(lr, features))}
+        target = hr
+        if self.pretrain_features is not None:
+            target = self._infer(self.pretrain_features, hr)
+        return {self.pretrain_loss: float(self.pretrainer.train_on_batch(lr, target))}
 
     def train_discriminator_on_batch(self, lr, hr):
         """Trains the discriminator on originals, then on generated images.
 
-        Least squares against 1 and 0 (source). The generator runs in inference mode and
-        is not changed. Takes what `pre_train_on_batch` does.
+        The loss is least squares against 1 and 0 (source). The generator runs in
+        inference mode and is not changed.
+
+        Args:
+            lr: float `(n, h, w, 3)` in [-1, 1], low-resolution images.
+            hr: float `(n, 4h, 4w, 3)` in [-1, 1], the same in high resolution.
 
         Returns:
-            dict: the two losses, `"d_real"` and `"d_fake"` (the source reports half
-            their sum), and the mean verdicts, `"p_real"` and `"p_fake"`.
+            dict of floats: the two losses, `"d_real"` and `"d_fake"` (the source
+            reports half their sum), and the mean probabilities of being real that the
+            discriminator gives, `"p_real"` and `"p_fake"`.
         """
         fake = self._infer(self.generator, lr)
-        offset = self._draw_offset(self.discriminator_trainer)
-        fake, hr = (np.roll(images, offset, axis=(1, 2)) for images in (fake, hr))
+        self._draw_shift(self.discriminator_trainer)
+        fake = np.asarray(self.shift(fake))
+        hr = np.asarray(self.shift(hr))
         real_labels = self._patch_labels(hr)
+        fake_labels = np.zeros_like(real_labels)
         # Keras reads `trainable` when a step is traced, so it is set before each one.
         self.discriminator.trainable = True
-        step = self.discriminator_trainer.train_on_batch
-        d_real, p_real = map(float, step(hr, real_labels))
-        d_fake, p_fake = map(float, step(fake, np.zeros_like(real_labels)))
-        return {"d_real": d_real, "d_fake": d_fake, "p_real": p_real, "p_fake": p_fake}
+        d_real, p_real = self.discriminator_trainer.train_on_batch(hr, real_labels)
+        d_fake, p_fake = self.discriminator_trainer.train_on_batch(fake, fake_labels)
+        return {
+            "d_real": float(d_real),
+            "d_fake": float(d_fake),
+            "p_real": float(p_real),
+            "p_fake": float(p_fake),
+        }
 
     def train_generator_on_batch(self, lr, hr):
         """Trains the generator against the frozen discriminator and the content loss.
 
-        Takes what `pre_train_on_batch` does.
+        Args:
+            lr: float `(n, h, w, 3)` in [-1, 1], low-resolution images.
+            hr: float `(n, 4h, 4w, 3)` in [-1, 1], the same in high resolution.
 
         Returns:
-            dict: `"g_loss"`, the weighted sum, and its unweighted parts
-            `"g_adversarial"` (binary cross-entropy of the verdicts against 1),
-            `"g_content"` (mean squared error of features, or of pixels) and, if it is
-            weighted, `"g_pixel"`.
+            dict of floats: `"g_loss"`, the weighted sum, and its unweighted parts
+            `"g_adversarial"` (binary cross-entropy of the discriminator's output
+            against 1), `"g_content"` (mean squared error of features, or of pixels)
+            and, for `content_loss="texture"`, `"g_low"` and `"g_grid"`.
         """
-        offset = self._draw_offset(self.combined)
-        self.roll.offset.assign(offset)
-        hr = np.roll(hr, offset, axis=(1, 2))
-        content = hr if self.vgg is None else self._infer(self.vgg, hr)
-        targets = [self._patch_labels(hr), content, hr][: len(self.combined.outputs)]
+        self._draw_shift(self.combined)
+        content = np.asarray(self.shift(hr))
+        if self.vgg is not None:
+            content = self._infer(self.vgg, content)
+        targets = {"adversarial": self._patch_labels(hr), "content": content}
+        for name, _ in self.content.pixel_losses:
+            targets[name] = hr
         # Source: frozen, its batch norm runs on moving averages of originals and
         # generated images alike, by which it can hardly tell them apart.
         self.discriminator.trainable = False
         for layer in layers.batch_norm_layers(self.discriminator):
-            layer.uses_batch_when_frozen = self.discriminator_bn == "batch"
-        losses = self.combined.train_on_batch(lr, targets)
-        names = ("g_loss", "g_adversarial", "g_content", "g_pixel")
-        return dict(zip(names, map(float, losses), strict=False))
+            layer.uses_batch_when_frozen = self.recipe.discriminator_bn == "batch"
+        values = self.combined.train_on_batch(lr, targets, return_dict=True)
+        results = {"g_loss": float(values["loss"])}
+        for name in targets:
+            results[f"g_{name}"] = float(values[f"{name}_loss"])
+        return results
 
-    def _draw_offset(self, trainer):
-        """Returns rows and columns to roll by, chosen by the trainer's step."""
-        rng = np.random.default_rng(int(trainer.optimizer.iterations.numpy()))
-        return rng.integers(self.content.max_shift + 1, size=2)
+    def _draw_shift(self, trainer):
+        step = int(np.asarray(trainer.optimizer.iterations))
+        self.shift.draw(self.recipe.seed, step)
 
     def _infer(self, model, images):
         if self._is_distributed:  # `predict_on_batch` would gather all workers' outputs
@@ -207,7 +239,7 @@ class SRGAN:
         return model.predict_on_batch(images)
 
     def _patch_labels(self, hr):
-        if self._judges_crops:
+        if self._is_paper:
             return np.ones((len(hr), 1), keras.config.floatx())
         # Source: floor(side / 16), which fits some sizes only.
         height, width = (-(-side // networks.PATCH_SIZE) for side in hr.shape[1:3])
@@ -238,11 +270,12 @@ class SRGAN:
             self._report(phase, loader)
         loader.seek(phase.step, PRE_TRAINING)
         for step in phase.steps(num_steps):
-            if step == self.bn_freeze_step > 1:
-                self.fix_batch_norm(self.generator, loader, batch_size)
+            if 0 < self.recipe.bn_freeze_step <= step:
+                self.freeze_batch_norm(self.generator, loader, batch_size)
             phase.record(step, self.pre_train_on_batch(*loader.load_data(batch_size)))
             if step % interval == 0 or step == num_steps:
                 self._report(phase, loader)
+        self._keep_average(self.pretrainer)
 
     def train(
         self,
@@ -255,14 +288,24 @@ class SRGAN:
         """Trains generator and discriminator in turns (source; paper: Sec. 2.1).
 
         Starts from the newest checkpoint, or else the newest pre-trained generator.
-        Takes and raises what `pre_train` does.
+
+        Args:
+            loader: `DataLoader`.
+            num_steps: int >= 1, the last iteration, including those of earlier runs.
+            interval: int >= 1, iterations between reports, each with a checkpoint.
+            batch_size: int >= 1, crops per batch; an iteration takes two batches.
+            run: `TrainingRun`; by default one that writes to `weights/` and `images/`.
+
+        Raises:
+            TrainingStoppedError: if a loss is not finite, or saving fails.
         """
         phase = self._start_phase(TRAINING, run, num_steps)
+        if self.recipe.bn_freeze_step > 0:
+            self.freeze_batch_norm(self.generator, loader, batch_size)
+        if self.recipe.discriminator_bn == "fixed":
+            self.freeze_batch_norm(self.discriminator, loader, batch_size)
         if phase.step == 0:
             self._report(phase, loader)
-        if self.discriminator_bn == "fixed":
-            first = loader if phase.step == 0 else None
-            self.fix_batch_norm(self.discriminator, first, batch_size)
         loader.seek(2 * phase.step, TRAINING)
         for step in phase.steps(num_steps):
             losses = self.train_discriminator_on_batch(*loader.load_data(batch_size))
@@ -271,10 +314,12 @@ class SRGAN:
             phase.record(step, losses)
             if step % interval == 0 or step == num_steps:
                 self._report(phase, loader)
+        self._keep_average(self.combined)
 
     def _start_phase(self, name, run, num_steps):
-        """Opens and resumes a phase, with its learning rates and batch norm."""
+        """Opens a phase, and resumes it if it has checkpoints."""
         run = run or TrainingRun()
+        trainer = self.pretrainer if name == PRE_TRAINING else self.combined
         models = {"generator": self.generator}
         optimizers = {"pretrain_optimizer": self.pretrainer.optimizer}
         if name == TRAINING:
@@ -283,55 +328,97 @@ class SRGAN:
                 "generator_optimizer": self.combined.optimizer,
                 "discriminator_optimizer": self.discriminator_trainer.optimizer,
             }
-        phase = Phase(run, name, models, optimizers)
-        # Before loading, because a schedule takes the place of a variable.
+        phase = Phase(
+            run=run,
+            name=name,
+            models=models,
+            optimizers=optimizers,
+            swap_average=functools.partial(self._swap_average, trainer),
+        )
+        # A schedule takes the place of a variable that would be loaded.
         self._set_learning_rates(name, num_steps)
-        if phase.resume() == 0 and name == TRAINING:
-            path, _ = checkpoints.find_newest(run.folder(PRE_TRAINING))
-            if path is not None:
-                checkpoints.restore(path, {"generator": self.generator}, {})
-                print(f"The generator starts from {path}.")
-        self._set_learning_rates(name, num_steps)  # the loaded one may be another
-        fixed = self.bn_freeze_step
-        if fixed and (name == TRAINING or fixed == 1 or fixed <= phase.step):
-            self.fix_batch_norm(self.generator)
+        phase.resume()
+        if phase.step == 0 and name == TRAINING:
+            phase.start_from(PRE_TRAINING)
+        # What was loaded is the learning rate of the earlier run.
+        self._set_learning_rates(name, num_steps)
+        self._trace_again()
         return phase
 
     def _set_learning_rates(self, phase, num_steps):
-        schedules = keras.optimizers.schedules
-        for trainer in (self.pretrainer, self.discriminator_trainer, self.combined):
-            rate = self.learning_rate
-            rate *= self.train_rate_factor if phase == TRAINING else 1.0
-            # The discriminator is updated twice per iteration.
-            count = num_steps * (2 if trainer is self.discriminator_trainer else 1)
-            if self.schedule == "cosine":
-                rate = schedules.CosineDecay(rate, count, COSINE_FLOOR)
-            elif self.schedule == "step" and phase == TRAINING:
-                rates = [rate, STEP_FACTOR * rate]
-                rate = schedules.PiecewiseConstantDecay([count // 2], rates)
-            trainer.optimizer.learning_rate = rate
+        recipe, rate = self.recipe, self.learning_rate
+        if phase == PRE_TRAINING:
+            schedule = "constant" if recipe.schedule == "step" else recipe.schedule
+            optimizer = self.pretrainer.optimizer
+            optimizer.learning_rate = build_schedule(schedule, rate, num_steps)
+            return
+        self.combined.optimizer.learning_rate = build_schedule(
+            recipe.schedule, rate * recipe.generator_rate_factor, num_steps
+        )
+        # Two updates per iteration: originals, then generated images.
+        self.discriminator_trainer.optimizer.learning_rate = build_schedule(
+            recipe.schedule, rate * recipe.discriminator_rate_factor, 2 * num_steps
+        )
 
-    def fix_batch_norm(self, network, loader=None, batch_size=SOURCE["batch_size"]):
-        """Averages batch-norm statistics if there is a loader, and fixes them."""
-        # Source: moving averages, by which the same weights score up to 1 dB apart.
+    def _trace_again(self):
+        """Drops Keras's traced steps, which keep the schedules and flags of then."""
+        for trainer in (self.pretrainer, self.discriminator_trainer, self.combined):
+            trainer.train_function = None
+
+    def freeze_batch_norm(self, network, loader, batch_size=SOURCE["batch_size"]):
+        """Averages a network's batch-norm statistics, and keeps them from then on.
+
+        Moving averages with the source's momentum of 0.8 follow the last few batches
+        only: by them, the same weights score up to 1 dB apart. Does nothing if the
+        statistics are fixed already.
+
+        Args:
+            network: the generator or the discriminator.
+            loader: `DataLoader`, makes the batches to average over.
+            batch_size: int >= 1, crops per batch.
+        """
+        if layers.has_fixed_statistics(network):
+            return
         self.discriminator.trainable = True
         copy = self._local(network)
-        for k in range(NUM_STATISTICS_BATCHES if loader else 0):
+        for k in range(NUM_STATISTICS_BATCHES):
             images, hr = loader.make_batch(k, batch_size, "statistics")
             if network is self.discriminator:
-                fake = self._infer(self.generator, images)
-                images = np.concatenate([hr, fake])
+                images = np.concatenate([hr, self._infer(self.generator, images)])
             layers.average_batch_norm(copy, images, count=k)
         network.set_weights(copy.get_weights())
-        for layer in layers.batch_norm_layers(network):
-            layer.has_fixed_statistics = True
-        for trainer in (self.pretrainer, self.discriminator_trainer, self.combined):
-            trainer.train_function = None  # traced again, without new statistics
+        layers.fix_statistics(network)
+        self._trace_again()
+
+    def _swap_average(self, trainer):
+        """Exchanges the generator's weights and their moving average.
+
+        Keras's `SwapEMAWeights` adds and subtracts, so that weights come back rounded.
+        """
+        if not self._has_average(trainer):
+            return
+        averages = checkpoints.find_averages(trainer.optimizer)
+        for weight, average in zip(trainer.trainable_variables, averages, strict=True):
+            last = np.array(weight)
+            weight.assign(average)
+            average.assign(last)
+
+    def _keep_average(self, trainer):
+        """Leaves the average in the generator, as the last checkpoint has it."""
+        if self._has_average(trainer):
+            trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+
+    def _has_average(self, trainer):
+        self.discriminator.trainable = False  # only the generator's weights count
+        return self.recipe.ema > 0 and int(np.asarray(trainer.optimizer.iterations)) > 0
 
     def _report(self, phase, loader):
-        if phase.run.is_chief:
-            phase.report(phase.step, self.evaluate(phase.run.test_images))
+        if not phase.run.is_chief:
+            return
+        with phase.averaged_weights():
+            results = self.evaluate(phase.run.test_images)
             self.sample_images(loader, phase.step, phase.run.images_dir)
+        phase.report(phase.step, results)
 
     def _local(self, network):
         """Returns a network, or a copy, that a worker may run alone."""
@@ -343,24 +430,39 @@ class SRGAN:
         return copy
 
     def evaluate(self, test_images):
-        """Enlarges `TestImage`s; returns pairs of uint8 `(4h, 4w, 3)` and scores."""
-        results, generator = [], self._local(self.generator)
+        """Enlarges test images and measures the results.
+
+        Args:
+            test_images: list of `TestImage`.
+
+        Returns:
+            A list of pairs: the uint8 result `(4h, 4w, 3)`, and a dict of its scores.
+        """
+        results = []
+        generator = self._local(self.generator)
         for image in test_images:
             sr = enlarge(generator, image.lr)
             scores = metrics.score(sr, image)
             if self.vgg is not None:
-                judges = self.vgg, self.discriminator
-                loss = metrics.perceptual_loss(*judges, sr, image.hr, self.content)
-                scores["perceptual"] = loss
+                scores["perceptual"] = metrics.perceptual_loss(
+                    self.vgg, self.discriminator, sr, image.hr, self.content
+                )
             results.append((to_uint8(sr), scores))
         return results
 
     def sample_images(self, loader, step, images_dir="images"):
-        """Saves `<images_dir>/<dataset>/<step>.png`, two crops enlarged (source)."""
+        """Saves `<images_dir>/<dataset>/<step>.png`, two crops enlarged (source).
+
+        Args:
+            loader: `DataLoader`, makes the crops.
+            step: int >= 0, names the file and chooses the crops.
+            images_dir: path.
+        """
         lr, hr = loader.make_batch(step, 2, "samples", is_testing=True)
         sr = np.asarray(self._local(self.generator).predict_on_batch(lr))
-        pairs = zip(to_uint8(sr), to_uint8(hr), strict=True)
-        columns = [{"generated": sr, "original": hr} for sr, hr in pairs]
+        columns = []
+        for generated, original in zip(to_uint8(sr), to_uint8(hr), strict=True):
+            columns.append({"generated": generated, "original": original})
         name = loader.folder.resolve().name
         folder = Path(images_dir, name)
         if folder.resolve() == loader.folder.resolve():  # never among the originals
@@ -370,9 +472,36 @@ class SRGAN:
             figures.save_grid(columns, path, title=f"{name}, step {step}")
 
 
-def _probability(labels, verdicts):
-    """Metric: the discriminator's mean verdict."""
-    return verdicts
+def build_schedule(name, learning_rate, num_steps):
+    """Returns a learning rate, or a Keras schedule, for `num_steps` updates."""
+    schedules = keras.optimizers.schedules
+    half = num_steps // 2
+    if name == "cosine":
+        return schedules.CosineDecay(learning_rate, num_steps, COSINE_FLOOR)
+    if name == "late_cosine":  # constant for the first half
+        return schedules.CosineDecay(
+            learning_rate,
+            num_steps - half,
+            COSINE_FLOOR,
+            warmup_target=learning_rate,
+            warmup_steps=half,
+        )
+    if name == "step":
+        rates = [learning_rate, STEP_FACTOR * learning_rate]
+        return schedules.PiecewiseConstantDecay([half], rates)
+    return learning_rate
+
+
+def _compile(model, optimizer, loss, loss_weights=None, metrics=None):
+    """Compiles a model, and builds its optimizer before any state is loaded."""
+    model.compile(optimizer, loss, loss_weights=loss_weights, metrics=metrics)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _probability(labels, probabilities):
+    """Metric: the mean probability that the discriminator gives."""
+    return probabilities
 
 
 def main(argv=None):
@@ -384,14 +513,24 @@ def main(argv=None):
                 loader, gan, run, workers = _set_up(args, stack)
             stack.enter_context(run.signals())
             if args.pretrain_steps and not (args.train_steps and run.has_trained):
-                steps = args.pretrain_steps, args.pretrain_interval, args.batch_size
-                gan.pre_train(loader, *steps, run)
+                gan.pre_train(
+                    loader,
+                    num_steps=args.pretrain_steps,
+                    interval=args.pretrain_interval,
+                    batch_size=args.batch_size,
+                    run=run,
+                )
             workers.wait()  # for the chief to save what all start from
             if args.train_steps:
-                steps = args.train_steps, args.train_interval, args.batch_size
-                gan.train(loader, *steps, run)
+                gan.train(
+                    loader,
+                    num_steps=args.train_steps,
+                    interval=args.train_interval,
+                    batch_size=max(1, args.batch_size // args.train_batch_divisor),
+                    run=run,
+                )
             if workers.is_chief:
-                run.conclude(gan.evaluate(run.test_images))
+                run.finish(gan.evaluate(run.test_images))
             workers.wait()
     except (training_run.TrainingStoppedError, NoImageLeftError) as error:
         command_line.fail(error, command_line.EXIT_FAILED)
@@ -406,32 +545,48 @@ def _set_up(args, stack):
         command_line.check_writable(args.images_dir / "grid", "images_dir")
         stack.enter_context(checkpoints.lock(args.weights_dir))
     print(command_line.describe_device())
-    if args.is_sample:
-        print(f"No --dataset: training on generated images, preset {args.preset}.")
-        sample_data.write_sample_dataset()
-    options = args.crop_size, args.blur, args.crops_per_image or None, args.seed
-    folders = args.weights_dir, args.images_dir
-    loader = DataLoader(args.dataset, *options, args.augment, exclude=folders)
-    stack.enter_context(loader)
+    loader = stack.enter_context(_build_loader(args, workers))
     print(loader.summary())
-    loader.shard = (workers.index, workers.count)
     with workers.scope():
         gan = _build_gan(args)
-    run = TrainingRun(*folders, is_chief=workers.is_chief, agree=workers.agree)
-    names = (*SOURCE, "preset", "seed", "precision")
-    run.options = {name: getattr(args, name) for name in names}
-    run.options |= {"dataset": loader.fingerprint(), "network": gan.generator.network}
+    images = []
     if workers.is_chief:
-        run.clear_the_way(args)
+        images = loader.load_spec_data(args.test_images, args.images_dir / "_src")
+    run = TrainingRun(
+        weights_dir=args.weights_dir,
+        images_dir=args.images_dir,
+        options=_describe_options(args, loader, gan),
+        test_images=images,
+        is_chief=workers.is_chief,
+        max_of_workers=workers.max,
+    )
+    if workers.is_chief:
+        run.prepare_folder(args)
     workers.wait()
     run.choose_start(gan.generator, args)
     if workers.is_chief:
-        folder = args.images_dir / "_src"
-        run.test_images = loader.load_spec_data(args.test_images, folder)
         for model in (gan.generator, gan.discriminator):
             path = args.images_dir / f"{model.name}.png"
-            print(figures.save_model_diagram(model, path) or f"Diagram: {path}.")
+            problem = figures.save_model_diagram(model, path)
+            print(problem or f"Diagram: {path}.")
     return loader, gan, run, workers
+
+
+def _build_loader(args, workers):
+    if args.is_sample:
+        print(f"No --dataset: training on generated images, preset {args.preset}.")
+        sample_data.write_sample_dataset()
+    return DataLoader(
+        args.dataset,
+        crop_size=args.crop_size,
+        blur=args.blur,
+        crops_per_image=args.crops_per_image,
+        seed=args.seed,
+        augment=args.augment,
+        crop_scales=args.crop_scales,
+        exclude=(args.weights_dir, args.images_dir),
+        shard=(workers.index, workers.count),
+    )
 
 
 def _build_gan(args):
@@ -439,13 +594,27 @@ def _build_gan(args):
     keras.config.set_dtype_policy(args.precision)
     if args.deterministic:
         layers.make_deterministic()
-    content_loss = args.content_loss if args.train_steps else "mse"
-    losses = content_loss, args.vgg_weights, args.learning_rate, args.pretrain_loss
-    sizes = args.num_residual_blocks, args.num_filters, args.network
-    gan = SRGAN(*losses, *sizes)
-    for name in ("schedule", "train_rate_factor", "bn_freeze_step", "discriminator_bn"):
-        setattr(gan, name, getattr(args, name))
-    return gan
+    return SRGAN(
+        # The content loss of a run without adversarial steps needs no VGG19.
+        content_loss=args.content_loss if args.train_steps else "mse",
+        vgg_weights=args.vgg_weights,
+        learning_rate=args.learning_rate,
+        pretrain_loss=args.pretrain_loss,
+        num_residual_blocks=args.num_residual_blocks,
+        num_filters=args.num_filters,
+        network=args.network,
+        recipe=Recipe.from_args(args),
+    )
+
+
+def _describe_options(args, loader, gan):
+    """Returns the options that checkpoints state, and resuming compares."""
+    names = (*SOURCE, "preset", "seed", "precision")
+    options = {name: getattr(args, name) for name in names}
+    options["crop_scales"] = list(args.crop_scales)
+    options["dataset"] = loader.fingerprint()
+    options["network"] = gan.generator.network._asdict()
+    return options
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from networks import Network
+import layers
 
 try:
     import fcntl
@@ -32,6 +32,7 @@ STEP_FOLDER = re.compile(r"step-(\d{8,})")
 STATE_FILE = "state.json"
 GENERATOR_FILE = "generator.weights.h5"
 NETWORK_ATTRIBUTE = "network"  # of a weights file: which network it belongs to
+FIXED_ATTRIBUTE = "has_fixed_statistics"  # of a weights file: those of its batch norm
 NUM_KEPT = 3  # newest checkpoints; three of the adversarial phase take 0.3 GB
 REASON_LENGTH = 200  # characters of a library's error that are passed on
 
@@ -74,13 +75,33 @@ def restore(path, models, optimizers):
         load_weights(model, path / f"{name}.weights.h5")
     for name, optimizer in optimizers.items():
         with np.load(path / f"{name}.npz", allow_pickle=False) as file:
-            variables = dict(file)
-        if len(variables) != len(optimizer.variables):  # Keras would only warn
+            values = [file[str(number)] for number in range(len(file))]
+        averages = find_averages(optimizer)
+        if averages and len(values) == len(optimizer.variables) - len(averages):
+            print(f"{path} has no average of weights: it starts from the weights.")
+            values = _insert_averages(values, optimizer, models["generator"])
+        if len(values) != len(optimizer.variables):  # Keras would only warn
             raise ValueError(
                 f"{path} was saved with another --precision or learning-rate schedule. "
                 "Use the same, or pass --restart."
             )
-        optimizer.load_own_variables(variables)
+        store = {str(number): value for number, value in enumerate(values)}
+        optimizer.load_own_variables(store)
+
+
+def find_averages(optimizer):
+    """Returns the optimizer's moving averages of weights, in the weights' order."""
+    return [v for v in optimizer.variables if v.name.endswith("_average")]
+
+
+def _insert_averages(values, optimizer, generator):
+    """Returns an optimizer's values with weights where it expects their averages."""
+    weights = iter([np.array(weight) for weight in generator.trainable_variables])
+    values = iter(values)
+    return [
+        next(weights) if variable.name.endswith("_average") else next(values)
+        for variable in optimizer.variables
+    ]
 
 
 def list_steps(folder):
@@ -157,23 +178,24 @@ def lock(folder):
 
 
 def save_weights(model, path):
-    """Writes a Keras weights file that also names the network it belongs to."""
+    """Writes a Keras weights file that also describes the network it belongs to."""
     model.save_weights(path)
-    if hasattr(model, "network"):
-        with h5py.File(path, "a") as file:
-            file.attrs[NETWORK_ATTRIBUTE] = json.dumps(model.network)
+    with h5py.File(path, "a") as file:
+        if hasattr(model, "network"):
+            file.attrs[NETWORK_ATTRIBUTE] = json.dumps(model.network._asdict())
+        if layers.has_fixed_statistics(model):
+            file.attrs[FIXED_ATTRIBUTE] = True
 
 
 def load_weights(model, path):
-    """Loads a `.weights.h5` or `.keras` file, or leaves the model unchanged."""
-    before, fitting = model.get_weights(), read_network(path)
-    if fitting and getattr(model, "network", fitting) != fitting:
-        ours, theirs = (", ".join(f"{k} {v}" for k, v in network.items())
-                        for network in (model.network, fitting))  # fmt: skip
-        raise ValueError(
-            f"{path} holds weights of another network ({theirs}; not {ours}). Pass "
-            f"--network {fitting['name']}, or other weights."
-        )
+    """Loads a `.weights.h5` or `.keras` file, or leaves the model unchanged.
+
+    If the file says that batch-norm statistics were fixed, those of the model are.
+    """
+    before = model.get_weights()
+    attributes = read_attributes(path)
+    if hasattr(model, "network") and NETWORK_ATTRIBUTE in attributes:
+        _check_network(model.network._asdict(), attributes[NETWORK_ATTRIBUTE], path)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what the error then says
             model.load_weights(path)
@@ -185,16 +207,39 @@ def load_weights(model, path):
             f"{path} does not hold weights of this {model.name}: "
             f"{str(error)[:REASON_LENGTH]}"
         ) from error
+    if attributes.get(FIXED_ATTRIBUTE):
+        layers.fix_statistics(model)
 
 
-def read_network(path):
-    """Returns the dict that a weights file describes its network by, or `{}`."""
+def read_attributes(path):
+    """Returns what a weights file states about its network, as a dict."""
+    attributes = {}
     with contextlib.suppress(OSError), h5py.File(path) as file:
-        text = file.attrs.get(NETWORK_ATTRIBUTE, "{}")
+        attributes = dict(file.attrs)
+    text = attributes.get(NETWORK_ATTRIBUTE)
+    if text is not None:
         try:
-            return Network(**json.loads(text))._asdict() if text != "{}" else {}
+            attributes[NETWORK_ATTRIBUTE] = dict(json.loads(text))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path} belongs to an unknown network: {text}."
             ) from error
-    return {}
+    return attributes
+
+
+def _check_network(ours, theirs, path):
+    if ours == theirs:
+        return
+    ours_text, theirs_text = (
+        ", ".join(f"{key} {value}" for key, value in network.items())
+        for network in (ours, theirs)
+    )
+    hint = (
+        f"--network {theirs['name']}, or other weights"
+        if "name" in theirs
+        else "other weights"
+    )
+    raise ValueError(
+        f"{path} holds weights of another network ({theirs_text}; not {ours_text}). "
+        f"Pass {hint}."
+    )

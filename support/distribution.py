@@ -21,10 +21,13 @@ import numpy as np
 
 from support import command_line
 
-MAX_AGREED = 64  # the largest number of a signal
+LARGEST = 64  # the largest number of a signal
 # Names in `tf.errors`. The last is raised after a worker was started again.
 WORKER_FAILURES = (
-    *("AbortedError", "CancelledError", "DeadlineExceededError", "UnavailableError"),
+    "AbortedError",
+    "CancelledError",
+    "DeadlineExceededError",
+    "UnavailableError",
     "FailedPreconditionError",
 )
 
@@ -47,11 +50,11 @@ class Workers(NamedTuple):
 
     def wait(self):
         """Returns when all workers have called it."""
-        self.agree(0)
+        self.max(0)
 
-    def agree(self, number):
-        """Returns the largest of the numbers in [0, `MAX_AGREED`] that workers pass."""
-        votes = np.zeros(MAX_AGREED + 1, "float32")
+    def max(self, number):
+        """Returns the largest of the numbers in [0, `LARGEST`] that workers pass."""
+        votes = np.zeros(LARGEST + 1, "float32")
         votes[number] = 1
         return int(np.max(np.nonzero(self.add_up(votes))))
 

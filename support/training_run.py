@@ -24,7 +24,9 @@ from support.image_files import save_image
 from support.pixels import enlarge_by_filter, to_uint8
 from support.tiling import enlarge
 
-PHASES = PRE_TRAINING, TRAINING = "pre_training", "training"
+PRE_TRAINING = "pre_training"
+TRAINING = "training"
+PHASES = (PRE_TRAINING, TRAINING)
 GRID_FOLDERS = {PRE_TRAINING: "_res_gen", TRAINING: "_res_gan"}  # source
 WINNING_GAP = 0.9  # between D(real) and D(fake), once one network has won
 ONE_SIDED_STEPS = 500  # in a row, before the run warns of it
@@ -32,8 +34,19 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and a batch scheduler'
 LOG_FILE = "log.jsonl"
 # A resumed run that changed one of these would mix two recipes.
 FIXED_OPTIONS = (
-    *("dataset", "crop_size", "batch_size", "crops_per_image", "blur", "augment"),
-    *("content_loss", "pretrain_loss", "network", "discriminator_bn", "seed"),
+    "dataset",
+    "crop_size",
+    "crop_scales",
+    "batch_size",
+    "crops_per_image",
+    "blur",
+    "augment",
+    "content_loss",
+    "pretrain_loss",
+    "network",
+    "discriminator_bn",
+    "ema",
+    "seed",
 )
 ADVERSARIAL_OPTIONS = ("content_loss", "discriminator_bn")  # may change before it
 
@@ -49,8 +62,8 @@ def saving(what):
         yield
     except OSError as error:
         raise TrainingStoppedError(
-            f"Cannot save {what}: {error}. Earlier checkpoints are whole. Once this is "
-            "mended, run the same command again."
+            f"Cannot save {what}: {error}. Earlier checkpoints are intact: fix this, "
+            "then run the same command again."
         ) from error
 
 
@@ -63,7 +76,7 @@ class TrainingRun:
     options: dict = dataclasses.field(default_factory=dict)  # compared on resuming
     test_images: list = dataclasses.field(default_factory=list)
     is_chief: bool = True  # the only one of several workers that writes
-    agree: callable = int  # returns the largest number that any worker passes
+    max_of_workers: callable = int  # the largest number that any worker passes
     stop_signal: int = 0
 
     def folder(self, phase):
@@ -77,19 +90,23 @@ class TrainingRun:
         def remember(number, _):
             self.stop_signal = number
             signal.signal(number, signal.SIG_DFL)
-            print("\nStopping after this step. Once more stops at once.", flush=True)
+            print(
+                "\nStopping after this step. Press again to stop immediately.",
+                flush=True,
+            )
 
         previous = {}
         with contextlib.suppress(ValueError):  # not in the main thread: a web server
-            previous = {n: signal.signal(n, remember) for n in STOP_SIGNALS}
+            for number in STOP_SIGNALS:
+                previous[number] = signal.signal(number, remember)
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def clear_the_way(self, args):
-        """Sets aside what must not be resumed, and checks the options of the rest."""
+    def prepare_folder(self, args):
+        """Moves away what must not be resumed, and checks the options of the rest."""
         if args.restart:
             # Adversarial training alone starts over from the pre-trained generator.
             phases = PHASES if args.pretrain_steps else (TRAINING,)
@@ -125,7 +142,9 @@ class TrainingRun:
             path = weight_files.find_weights(args.initial_weights)
             checkpoints.load_weights(generator, path)
             print(f"The generator starts from {path}.")
-        elif args.bn_freeze_step == 1 or args.bn_freeze_step > args.pretrain_steps == 0:
+        elif args.bn_freeze_step == 1 or (
+            args.bn_freeze_step and not args.pretrain_steps
+        ):
             raise ValueError(
                 "--bn-freeze-step would fix the batch-norm statistics of random "
                 "weights. Pre-train first, or pass --initial-weights."
@@ -143,7 +162,7 @@ class TrainingRun:
         return {label: metrics.mean_scores(rows) for label, rows in scores.items()}
 
     @saving("the results")
-    def conclude(self, results):
+    def finish(self, results):
         """Saves the final images, prints the scores and where everything is."""
         for number, (sr, _) in enumerate(results):
             save_image(sr, Path(self.images_dir, "_res", f"{number}.png"))
@@ -177,7 +196,9 @@ class TrainingRun:
         """Reads a phase's log, without lines that were cut short."""
         records = {}
         path = self.folder(phase) / LOG_FILE
-        for line in path.read_bytes().splitlines() if path.exists() else ():
+        if not path.exists():
+            return []
+        for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 record = json.loads(line)
                 records[int(record["step"])] = record  # steps done again replace theirs
@@ -187,11 +208,13 @@ class TrainingRun:
 class Phase:
     """One phase of a run: its step, log, pictures and checkpoints."""
 
-    def __init__(self, run, name, models, optimizers):
+    def __init__(self, run, name, models, optimizers, swap_average=lambda: None):
         self.run = run
         self.name = name
         self.models = models
         self.optimizers = optimizers
+        # Exchanges the generator's weights and their moving average.
+        self._swap_average = swap_average
         self.folder = run.folder(name)
         self.step = 0
         self.one_sided_steps = 0
@@ -208,8 +231,25 @@ class Phase:
             raise TrainingStoppedError(error) from error
         self.step = state["step"]
         self._losses = state.get("losses", [])
+        self._swap_average()  # it was saved in place of the last weights
         print(f"Resuming from {path}.")
         return self.step
+
+    def start_from(self, earlier_phase):
+        """Loads the newest generator of an earlier phase, if there is one."""
+        path, _ = checkpoints.find_newest(self.run.folder(earlier_phase))
+        if path is not None:
+            checkpoints.restore(path, {"generator": self.models["generator"]}, {})
+            print(f"The generator starts from {path}.")
+
+    @contextlib.contextmanager
+    def averaged_weights(self):
+        """Puts the average of its weights into the generator for the block."""
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
 
     def steps(self, num_steps):
         """Yields the remaining steps, shows progress, and stops after a signal."""
@@ -222,7 +262,7 @@ class Phase:
             losses = self._losses[-1] if self._losses else {}
             bar.stateful_metrics.update(losses)
             bar.update(step - first, list(losses.items()))
-            if stop_signal := self.run.agree(self.run.stop_signal):
+            if stop_signal := self.run.max_of_workers(self.run.stop_signal):
                 self.save()
                 print(f"Saved step {step} of {self.name}. The same command resumes.")
                 raise SystemExit(128 + stop_signal)
@@ -250,22 +290,28 @@ class Phase:
     def report(self, step, results):
         """Logs, draws and saves; `results` is a list of (sr, scores) per test image."""
         values = {}
-        for name in self._losses[0] if self._losses else ():
-            values[name] = float(np.mean([losses[name] for losses in self._losses]))
-        means = metrics.mean_scores([scores for _, scores in results])
-        values |= {"mse_test" if k == "mse" else k: v for k, v in means.items()}
+        if self._losses:
+            for name in self._losses[0]:
+                values[name] = float(np.mean([losses[name] for losses in self._losses]))
         self._losses = []
+        means = metrics.mean_scores([scores for _, scores in results])
+        for name, value in means.items():
+            values["mse_test" if name == "mse" else name] = value
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         print(f"\n{self.name} {step}: {shown}", flush=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / LOG_FILE
-        is_cut = log.exists() and not log.read_bytes().endswith(b"\n")
-        with open(log, "a", encoding="utf-8") as file:
-            record = {"phase": self.name, "step": step} | values
-            file.write("\n" * is_cut + json.dumps(record) + "\n")
+        self._append_to_log({"phase": self.name, "step": step} | values)
         self._draw(step, results, means)
         if step > 0:
             self.save()
+
+    def _append_to_log(self, record):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / LOG_FILE
+        line = json.dumps(record) + "\n"
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            line = "\n" + line  # the last one was cut short
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line)
 
     def _draw(self, step, results, means):
         images_dir = Path(self.run.images_dir)
@@ -281,8 +327,9 @@ class Phase:
                 title += f", perceptual loss {means['perceptual']:.5f}"
             path = images_dir / GRID_FOLDERS[self.name] / f"{step}.png"
             figures.save_grid(columns, path, title, captions)
-        for number, (sr, _) in enumerate(results if self.name == TRAINING else ()):
-            save_image(sr, images_dir / "_res_src_gan" / f"{step}_res{number}.png")
+        if self.name == TRAINING:
+            for number, (sr, _) in enumerate(results):
+                save_image(sr, images_dir / "_res_src_gan" / f"{step}_res{number}.png")
         records = self.run.read_log(PRE_TRAINING) + self.run.read_log(TRAINING)
         bicubic = self.run.filter_scores["bicubic"].get("psnr_y")
         path = images_dir / "training_curves.png"
@@ -298,10 +345,14 @@ class Phase:
                     f"Training diverged: at {self.name} step {self.step}, weights of "
                     f"the {name} are not finite. Try a lower --learning-rate."
                 )
-        state = {"options": self.run.options, "losses": self._losses}
-        contents = self.models, self.optimizers, state
-        with saving(f"step {self.step} to {self.folder}"):
-            checkpoints.save(self.folder, self.step, *contents)
+        with saving(f"step {self.step} to {self.folder}"), self.averaged_weights():
+            checkpoints.save(
+                self.folder,
+                self.step,
+                models=self.models,
+                optimizers=self.optimizers,
+                state={"options": self.run.options, "losses": self._losses},
+            )
 
 
 def check_options(before, now, path, phase):
@@ -314,7 +365,7 @@ def check_options(before, now, path, phase):
         flag = f"--{name.replace('_', '-')}"
         if name in FIXED_OPTIONS:
             raise ValueError(
-                f"{path} was trained with {flag} {old}, not {value}. Use the same, or "
-                "pass --restart to start over (the old state is kept beside it)."
+                f"{path} was trained with {flag} {old}, not {value}. Use the same, "
+                "or pass --restart to start over (the old state is kept beside it)."
             )
         print(f"Changed since the last run: {flag}, from {old} to {value}.")

@@ -9,19 +9,25 @@ from pathlib import Path
 
 import keras
 
-from networks import Network, build_network
+from networks import (
+    DiscriminatorNetwork,
+    Network,
+    build_discriminator,
+    build_network,
+)
 from support.checkpoints import (
     GENERATOR_FILE,
+    NETWORK_ATTRIBUTE,
     STATE_FILE,
     find_newest,
     list_steps,
     load_weights,
-    read_network,
+    read_attributes,
     read_state,
 )
 
 DEFAULT_FOLDER = Path("weights/training_checkpoints")
-DEFAULT_SHIPPED = "srresnet-bicubic"
+DEFAULT_SHIPPED = "srgan-bicubic"
 SHIPPED_FOLDER = Path(__file__).parent.parent / "weights" / "pretrained"
 
 
@@ -34,11 +40,11 @@ def load_generator(weights, precision="float32"):
     """
     path = find_weights(weights)
     prefix = find_tensorflow_checkpoint(path)
-    network = read_network(path)
+    description = read_attributes(path).get(NETWORK_ATTRIBUTE, {})
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        generator = build_network(Network(**network))
+        generator = build_network(_describe(Network, description, path))
     finally:
         keras.config.set_dtype_policy(policy)
     if prefix:
@@ -46,6 +52,26 @@ def load_generator(weights, precision="float32"):
     else:
         load_weights(generator, path)
     return generator, path
+
+
+def load_discriminator(path, generator):
+    """Builds the discriminator that was saved beside a generator, and loads it."""
+    description = read_attributes(path).get(NETWORK_ATTRIBUTE)
+    if description is None:  # files of earlier versions
+        description = {"num_filters": generator.network.num_filters}
+    network = _describe(DiscriminatorNetwork, description, path)
+    discriminator = build_discriminator(network.num_filters, network.crop_size)
+    load_weights(discriminator, path)
+    return discriminator
+
+
+def _describe(kind, description, path):
+    try:
+        return kind(**description)
+    except TypeError as error:
+        raise ValueError(
+            f"{path} belongs to an unknown network: {description}."
+        ) from error
 
 
 def list_shipped():
