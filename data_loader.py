@@ -72,6 +72,13 @@ def check_crop_size(crop_size):
         )
 
 
+def save_lr_images(images, folder):
+    """Saves the LR images of a list of `TestImage`, as 0.png, 1.png, ... (source)."""
+    for number, image in enumerate(images):
+        path = Path(folder, f"{number}.png")
+        image_files.save_image(pixels.to_uint8(image.lr), path)
+
+
 class DataLoader:
     """Batches of random matching HR and LR crops from any folder of images.
 
@@ -325,9 +332,7 @@ class DataLoader:
         note = f" (training images: there is no {TEST_FOLDER})" if has_stand_ins else ""
         print(f"Test images: {len(images)} from {folder}{note}.")
         if output_folder is not None:
-            for number, image in enumerate(images):
-                path = Path(output_folder, f"{number}.png")
-                image_files.save_image(pixels.to_uint8(image.lr), path)
+            save_lr_images(images, output_folder)
         return images
 
     def __enter__(self):

@@ -22,7 +22,7 @@ with command_line.quiet_imports(__name__):
     import metrics
     import networks
     import sample_data
-    from data_loader import DataLoader, NoImageLeftError
+    from data_loader import DataLoader, NoImageLeftError, save_lr_images
     from presets import PAPER_CROP, PRESETS, Recipe, parse_args
     from support import checkpoints, distribution, figures, training_run
     from support.pixels import to_uint8
@@ -230,8 +230,7 @@ class SRGAN:
         return results
 
     def _draw_shift(self, trainer):
-        step = int(np.asarray(trainer.optimizer.iterations))
-        self.shift.draw(self.recipe.seed, step)
+        self.shift.draw(self.recipe.seed, int(trainer.optimizer.iterations))
 
     def _infer(self, model, images):
         if self._is_distributed:  # `predict_on_batch` would gather all workers' outputs
@@ -399,7 +398,7 @@ class SRGAN:
             return
         averages = checkpoints.find_averages(trainer.optimizer)
         for weight, average in zip(trainer.trainable_variables, averages, strict=True):
-            last = np.array(weight)
+            last = keras.ops.convert_to_numpy(weight).copy()
             weight.assign(average)
             average.assign(last)
 
@@ -410,7 +409,7 @@ class SRGAN:
 
     def _has_average(self, trainer):
         self.discriminator.trainable = False  # only the generator's weights count
-        return self.recipe.ema > 0 and int(np.asarray(trainer.optimizer.iterations)) > 0
+        return self.recipe.ema > 0 and int(trainer.optimizer.iterations) > 0
 
     def _report(self, phase, loader):
         if not phase.run.is_chief:
@@ -551,7 +550,7 @@ def _set_up(args, stack):
         gan = _build_gan(args)
     images = []
     if workers.is_chief:
-        images = loader.load_spec_data(args.test_images, args.images_dir / "_src")
+        images = loader.load_spec_data(args.test_images)
     run = TrainingRun(
         weights_dir=args.weights_dir,
         images_dir=args.images_dir,
@@ -565,6 +564,7 @@ def _set_up(args, stack):
     workers.wait()
     run.choose_start(gan.generator, args)
     if workers.is_chief:
+        save_lr_images(images, args.images_dir / "_src")
         for model in (gan.generator, gan.discriminator):
             path = args.images_dir / f"{model.name}.png"
             problem = figures.save_model_diagram(model, path)

@@ -259,7 +259,7 @@ def test_every_kind_of_weights(folder, state, shipped, kind):
     }[kind]
     loaded, path = weight_files.load_generator(weights, "mixed_bfloat16")
     assert path == expected
-    assert loaded.network == TINY._asdict()
+    assert loaded.network == TINY
     assert is_same(state[0]["generator"].get_weights(), loaded.get_weights())
     assert loaded.layers[1].compute_dtype == "bfloat16"
     assert keras.config.dtype_policy().name == "float32"
@@ -269,7 +269,7 @@ def test_every_kind_of_weights(folder, state, shipped, kind):
     ("path", "message"),
     [
         ("empty", "in the folder empty.*shipped are ours"),
-        ("nothing", "no weights nothing.*shipped are ours, srresnet"),
+        ("nothing", "no weights nothing.*shipped are ours, srgan"),
         ("photo.png", r"photo\.png .*\.weights\.h5"),
         ("future.weights.h5", r"future\.weights\.h5 .*unknown network"),
         ("edsr.weights.h5", "Unknown network 'edsr'"),

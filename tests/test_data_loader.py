@@ -377,3 +377,55 @@ def test_summary_names_a_few(photos):
     prints = {before, *(make_loader(photos).fingerprint() for _ in range(2))}
     assert len({*prints, loader.fingerprint()}) == 3
     assert len(loader.summary().splitlines()) == 1 + data_loader.MAX_NAMED
+
+
+def test_crops_at_several_scales(tmp_path):
+    """Photographs of a few scales teach a network what dense ones look like; too small
+    images must still serve, and the batches of one scale must stay what they are."""
+    pixels = np.random.default_rng(0).integers(256, size=(100, 80, 3), dtype="uint8")
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    options = {"dataset": tmp_path, "crop_size": 32, "blur": 0, "augment": "none"}
+    with DataLoader(**options) as loader:
+        before = loader.make_batch(5, 12).hr
+    with DataLoader(**options, crop_scales=(1, 2)) as loader:
+        crops = loader.make_batch(5, 12).hr
+    reduced = [
+        to_uint8(crop)
+        for crop, plain in zip(crops, before, strict=True)
+        if not np.array_equal(crop, plain)
+    ]
+    assert 0 < len(reduced) < 12
+    windows = []
+    for top in range(100 - 64 + 1):
+        for left in range(80 - 64 + 1):
+            window = Image.fromarray(pixels[top : top + 64, left : left + 64])
+            window = window.resize((32, 32), Image.Resampling.LANCZOS)
+            windows.append(np.asarray(window))
+    for crop in reduced:
+        assert any(np.array_equal(crop, window) for window in windows)
+    with DataLoader(**options, crop_scales=(3,)) as large:  # 96 px, of 80
+        np.testing.assert_array_equal(large.make_batch(5, 12).hr, before)
+
+
+def test_batches_that_are_not_asked_for_any_more_are_dropped(photos):
+    """Two sizes in turns left a hundred batches in memory."""
+    with DataLoader(photos, crop_size=16) as loader:
+        for _ in range(20):
+            loader.load_data(4)
+            loader.load_data(2, is_testing=True)
+        assert len(loader._ahead) <= 2 * data_loader.BATCHES_AHEAD
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"augment": "rotate"}, "Unknown augment 'rotate'. Known: none, flip"),
+        ({"crops_per_image": -1}, "crops_per_image -1"),
+        ({"crop_scales": (0, 1)}, "crop_scales"),
+        ({"crop_scales": ()}, "crop_scales"),
+    ],
+)
+def test_options_out_of_range(photos, option, message):
+    """A KeyError, or NumPy's words, would not say which option to change."""
+    with pytest.raises(ValueError, match=message):
+        DataLoader(photos, crop_size=16, **option)

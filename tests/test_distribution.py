@@ -54,7 +54,7 @@ with distribution.join_workers() as workers:
         images = random.uniform(-1, 1, (4, 24, 20, 3)).astype(dtype)[part]
         return images.reshape(size, 6, 4, 5, 4, 3).mean((2, 4)), images
 
-    assert workers.agree(7 * workers.index) == 7 * (workers.count - 1)
+    assert workers.max(7 * workers.index) == 7 * (workers.count - 1)
     losses = []
     for step in range(3):
         losses += gan.pre_train_on_batch(*draw_batch()).values()
@@ -224,7 +224,7 @@ def test_one_process_needs_no_configuration(monkeypatch):
     """The usual case would need a cluster."""
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with distribution.join_workers("mixed_float16") as workers:
-        assert (workers.is_chief, workers.count, workers.agree(5)) == (True, 1, 5)
+        assert (workers.is_chief, workers.count, workers.max(5)) == (True, 1, 5)
         with workers.scope():
             assert not distribution.is_active()
         workers.wait()

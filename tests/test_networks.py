@@ -72,11 +72,11 @@ def test_discriminator_gives_a_verdict_for_each_patch(size):
 def test_network_can_be_built_from_its_description():
     """Weights of a network of another size could not be loaded."""
     generator = networks.build_generator(num_residual_blocks=2, num_filters=4)
-    copy = networks.build_network(networks.Network(**generator.network))
+    copy = networks.build_network(generator.network)
     assert [w.shape for w in copy.weights] == [w.shape for w in generator.weights]
     for name in ("paper", "srcnn", "espcn"):
         generator = networks.build_network(networks.Network(name, 1, 4))
-        copy = networks.build_network(networks.Network(**generator.network))
+        copy = networks.build_network(generator.network)
         assert [w.shape for w in copy.weights] == [w.shape for w in generator.weights]
     with pytest.raises(ValueError, match="Unknown network 'edsr'"):
         networks.build_network(networks.Network("edsr"))
@@ -337,3 +337,22 @@ def test_feature_distance_in_mixed_precision():
         keras.config.set_dtype_policy("float32")
         distances.append(metrics.feature_distance(vgg, *images))
     assert distances[1] == pytest.approx(distances[0], rel=0.02)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(1, (2, 3, 5, 4)), (-1, (4, 3))])
+def test_batch_norm_of_other_shapes_is_keras(axis, shape):
+    """The fused kernel normalized the last axis whatever `axis` was, and crashed for
+    inputs of two dimensions."""
+    images = np.random.default_rng(0).normal(1, 2, shape).astype("float32")
+    ours = layers.BatchNormalization(momentum=0.8, axis=axis)
+    theirs = keras.layers.BatchNormalization(momentum=0.8, axis=axis)
+    for training in (True, False):
+        expected = to_numpy(theirs(images, training=training))
+        np.testing.assert_allclose(ours(images, training=training), expected, atol=1e-5)
+    frozen = layers.BatchNormalization(axis=axis)
+    frozen.build(shape)
+    frozen.trainable = False
+    frozen.uses_batch_when_frozen = True
+    fresh = keras.layers.BatchNormalization(axis=axis)
+    expected = to_numpy(fresh(images, training=True))
+    np.testing.assert_allclose(frozen(images, training=True), expected, atol=1e-5)

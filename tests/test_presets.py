@@ -10,11 +10,20 @@ import data_loader
 import layers
 import networks
 import srgan
-from presets import PRESETS, parse_args
+from presets import PRESETS, Recipe, parse_args
 
 FLAGS = ("--dataset=photos", "--content-loss=mse")
 TINY = {"num_residual_blocks": 1, "num_filters": 4}
-WITHOUT_FLAG = {"augment", "schedule", "train_rate_factor", *TINY}
+WITHOUT_FLAG = {
+    "augment",
+    "crop_scales",
+    "train_batch_divisor",
+    "schedule",
+    "generator_rate_factor",
+    "discriminator_rate_factor",
+    "pretrain_beta_2",
+    *TINY,
+}
 
 
 @pytest.fixture
@@ -69,10 +78,14 @@ def test_the_preset_without_a_dataset(tmp_path, monkeypatch):
     [
         (("--preset", "best"), "'best'"),
         (("--content-loss", "vgg99"), "'vgg99'"),
+        (("--pretrain-loss", "l3"), "'l3'"),
         (("--batch-size", "0"), "'0' is not a whole number >= 1"),
         (("--blur", "nan"), "'nan' is not a number >= 0"),
         (("--frobnicate",), "--frobnicate"),
         (("--network", "edsr"), "'edsr'"),
+        (("--content-loss", "vgg54_pixel"), "'vgg54_pixel'"),
+        (("--ema", "1"), "'1' is not a number >= 0 and < 1"),
+        (("--ema", "-0.5"), "'-0.5' is not a number >= 0 and < 1"),
         (("--network", "paper", "--crop-size", "64"), "crops of 96 px. Pass --crop"),
     ],
 )
@@ -86,17 +99,24 @@ def test_mistakes_get_one_line(capsys, arguments, message):
 
 @pytest.mark.parametrize(
     ("preset", "expected"),
-    [("paper", [1e-4, 1e-4, 1e-5]), ("pretrained", [1e-4, 5.1e-5, 2e-6])],
+    [
+        ("paper", [1e-4, 1e-4, 1e-5]),
+        ("demo", [1e-4, 5.1e-5, 2e-6]),
+        ("pretrained", [2e-4, 2e-4, 4e-6]),
+    ],
 )
 def test_learning_rates_of_adversarial_training(build_gan, preset, expected):
     """The discriminator, updated twice per step, would reach its end in the middle."""
     gan = build_gan("--preset", preset)
     gan._set_learning_rates("training", 1000)
-    for trainer, updates in ((gan.combined, 1), (gan.discriminator_trainer, 2)):
+    share = PRESETS[preset]["discriminator_rate_factor"]
+    share /= PRESETS[preset]["generator_rate_factor"]
+    trainers = ((gan.combined, 1, 1), (gan.discriminator_trainer, 2, share))
+    for trainer, updates, factor in trainers:
         for step, rate in zip((0, 500, 1000), expected, strict=True):
             trainer.optimizer.iterations.assign(updates * step)
             found = float(np.asarray(trainer.optimizer.learning_rate))
-            assert found == pytest.approx(rate, rel=1e-3)
+            assert found == pytest.approx(factor * rate, rel=1e-3)
 
 
 def test_flags_reach_the_networks(build_gan, monkeypatch):
@@ -105,9 +125,10 @@ def test_flags_reach_the_networks(build_gan, monkeypatch):
     monkeypatch.setattr(layers, "make_deterministic", lambda: calls.append(1))
     build_gan()
     assert not calls
-    flags = "--discriminator-bn=batch --bn-freeze-step=7 --learning-rate=0.5"
+    flags = "--discriminator-bn=batch --bn-freeze-step=7 --learning-rate=0.5 --ema=0.9"
     gan = build_gan(*flags.split(), "--precision=mixed_bfloat16", "--deterministic")
-    assert (len(calls), gan.bn_freeze_step) == (1, 7)
+    assert len(calls) == 1
+    assert gan.recipe == Recipe(discriminator_bn="batch", bn_freeze_step=7, ema=0.9)
     assert float(np.asarray(gan.pretrainer.optimizer.learning_rate)) == 0.5
     assert gan.generator.layers[1].compute_dtype == "bfloat16"
-    assert gan.discriminator_bn == "batch"
+    assert gan.combined.optimizer.ema_momentum == 0.9

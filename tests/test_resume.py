@@ -24,6 +24,7 @@ from PIL import Image
 import networks
 import srgan
 from data_loader import DataLoader
+from presets import Recipe
 from support import checkpoints, figures
 from support.training_run import PRE_TRAINING, TRAINING, TrainingRun
 
@@ -157,24 +158,33 @@ def assert_ends_the_same(runs, uninterrupted):
     assert not list((runs.folder / "weights").rglob(".*"))  # no leftovers
 
 
-def test_every_variable_is_resumed(image_folder, tmp_path, monkeypatch):
-    """Adam's moments, the batches or the means of the log would start again."""
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_every_variable_is_resumed(image_folder, tmp_path, monkeypatch, ema):
+    """Adam's moments, averages, batches or means of the log would start again."""
     monkeypatch.setattr(networks, "DISCRIMINATOR_BLOCKS", ((1, 2),) * 4)
     for name in ("save_training_curves", "save_grid"):
         monkeypatch.setattr(figures, name, lambda *_, **__: None)
-    gan = srgan.SRGAN("mse", None, 1e-2, num_residual_blocks=1, num_filters=4)
+    gan = srgan.SRGAN(
+        content_loss="mse",
+        learning_rate=1e-2,
+        num_residual_blocks=1,
+        num_filters=4,
+        recipe=Recipe(ema=ema),
+    )
     variables = [*gan.generator.variables, *gan.discriminator.variables]
     for trainer in (gan.pretrainer, gan.discriminator_trainer, gan.combined):
         variables += trainer.optimizer.variables
     start = [np.array(variable) for variable in variables]
     results = []
-    # What `agree` returns after each step of each process; other than 0, it stops.
+    # What `max_of_workers` returns after each step of each process: 0 goes on.
     for processes in ([()], [(0, 0, 2), (0, 0, 0, 2), ()]):
         folder = tmp_path / str(len(processes))
         for answers in map(iter, processes):
             for variable, value in zip(variables, start, strict=True):
                 variable.assign(value)  # as in a new process
-            run = TrainingRun(folder, folder, agree=lambda _, a=answers: next(a, 0))
+            run = TrainingRun(
+                folder, folder, max_of_workers=lambda _, a=answers: next(a, 0)
+            )
             with DataLoader(image_folder, crop_size=16) as loader:
                 steps = {"num_steps": 4, "interval": 2, "batch_size": 2, "run": run}
                 with contextlib.suppress(SystemExit):

@@ -15,10 +15,10 @@ import losses
 import networks
 import sample_data
 import srgan
-from presets import PRESETS
+from presets import PRESETS, Recipe
 from srgan import SRGAN
 from support import checkpoints, test_images, weight_files
-from support.training_run import TrainingRun
+from support.training_run import Phase, TrainingRun
 
 TINY = {"num_residual_blocks": 1, "num_filters": 4}
 STATISTICS = {"moving_mean", "moving_variance"}
@@ -94,8 +94,8 @@ def test_each_step_moves_its_own_network_only(gan):
 
 def test_discriminator_bn_of_the_batch():
     """The flag would do nothing, or let the generator's step move the discriminator."""
-    gan = SRGAN(content_loss="mse", **TINY)
-    gan.discriminator_bn = "batch"
+    recipe = Recipe(discriminator_bn="batch")
+    gan = SRGAN(content_loss="mse", recipe=recipe, **TINY)
     lr, hr = draw_batch()
     for seed in range(3):
         gan.train_discriminator_on_batch(*draw_batch(seed))
@@ -113,8 +113,8 @@ def test_discriminator_bn_of_the_batch():
 
 def test_fixed_discriminator_bn(loader, run):
     """Each step would judge by other statistics, or training would move them."""
-    gan = SRGAN(content_loss="mse", **TINY)
-    gan.discriminator_bn = "fixed"
+    recipe = Recipe(discriminator_bn="fixed")
+    gan = SRGAN(content_loss="mse", recipe=recipe, **TINY)
     gan.train(loader, 1, 1, 2, run)
     before = snapshot(gan.discriminator)
     lr, hr = draw_batch()
@@ -124,18 +124,36 @@ def test_fixed_discriminator_bn(loader, run):
     assert moved(before, gan.discriminator) == ALL_NAMES - STATISTICS
 
 
-def test_rolled_losses():
-    """Generated and original images would be rolled apart, or alike in each step."""
-    gan = SRGAN(content_loss="vgg54_pixel", vgg_weights=None, **TINY)
+def test_texture_compares_images_at_the_same_offset():
+    """Generated and original images would be shifted apart, or alike in each step."""
+    gan = SRGAN(content_loss="texture", vgg_weights=None, **TINY)
     lr, hr = draw_batch(size=(2, 8, 8))
-    sr = np.asarray(gan.generator(lr, training=True))
-    losses = gan.train_generator_on_batch(lr, hr)
-    assert losses["g_pixel"] == pytest.approx(np.mean((sr - hr) ** 2), rel=1e-4)
-    first = gan.roll.offset.numpy().tolist()
-    gan.train_generator_on_batch(lr, hr)
-    second = gan.roll.offset.numpy().tolist()
-    assert first != second
-    assert max(*first, *second) <= 15
+    offsets = []
+    for _ in range(2):
+        sr = np.asarray(gan.generator(lr, training=True))
+        values = gan.train_generator_on_batch(lr, hr)
+        offset = np.asarray(gan.shift.offset)
+        features = [gan.vgg(np.roll(x, offset, axis=(1, 2))) for x in (sr, hr)]
+        difference = np.asarray(features[0]) - np.asarray(features[1])
+        assert values["g_content"] == pytest.approx(np.mean(difference**2), rel=1e-3)
+        assert values["g_low"] == pytest.approx(
+            float(losses.low_loss(hr, sr)), rel=1e-3
+        )
+        offsets.append(tuple(offset.tolist()))
+    assert offsets[0] != offsets[1]
+    assert max(*offsets[0], *offsets[1]) <= 15
+
+
+def test_texture_has_a_gradient_where_the_discriminator_is_certain():
+    """On probabilities clipped at 1e-7, a generator that has lost would learn nothing,
+    and with least squares the discriminator would stop learning, too."""
+    gan = SRGAN(content_loss="texture", vgg_weights=None, **TINY)
+    lr, hr = draw_batch()
+    logits = gan.discriminator.layers[-2]
+    logits.bias.assign([-60.0])
+    assert gan.train_generator_on_batch(lr, hr)["g_adversarial"] > 40
+    logits.bias.assign([60.0])
+    assert gan.train_discriminator_on_batch(lr, hr)["d_fake"] > 40
 
 
 def test_steps_return_the_losses_that_are_documented(gan):
@@ -202,9 +220,15 @@ def test_steps_compile_under_xla(
     results = []
     for is_compiled in (False, True):
         keras.utils.set_random_seed(0)
-        losses = (content_loss, None, 0.1, pretrain_loss)
-        gan = SRGAN(*losses, *TINY.values(), network)
-        gan.discriminator_bn = discriminator_bn
+        gan = SRGAN(
+            content_loss=content_loss,
+            vgg_weights=None,
+            learning_rate=0.1,
+            pretrain_loss=pretrain_loss,
+            network=network,
+            recipe=Recipe(discriminator_bn=discriminator_bn),
+            **TINY,
+        )
         for trainer in (gan.pretrainer, gan.discriminator_trainer, gan.combined):
             # With Adam's own, the first update is the gradient's sign: rounding shows.
             trainer.optimizer.epsilon = 1.0
@@ -232,7 +256,7 @@ def test_statistics_are_averaged_once_then_fixed(pixel_gan, loader, run, monkeyp
 
     monkeypatch.setattr(layers, "average_batch_norm", record)
     monkeypatch.setattr(srgan, "NUM_STATISTICS_BATCHES", 2)
-    pixel_gan.bn_freeze_step = 3
+    pixel_gan.recipe = Recipe(bn_freeze_step=3)
     pixel_gan.pre_train(loader, 3, interval=3, batch_size=2, run=run)
     before = snapshot(pixel_gan.generator)
     pixel_gan.pre_train(loader, 4, interval=4, batch_size=2, run=run)
@@ -243,6 +267,82 @@ def test_statistics_are_averaged_once_then_fixed(pixel_gan, loader, run, monkeyp
     sr = pixel_gan.generator.predict_on_batch(lr)
     mse = pixel_gan.pre_train_on_batch(lr, hr)["mse"]
     assert mse == pytest.approx(np.mean((sr - hr) ** 2), rel=1e-4)  # what users get
+
+
+def test_statistics_that_were_not_averaged_are(pixel_gan, loader, run, monkeypatch):
+    """They would be fixed at the moving averages of the last few batches, in silence:
+    training was shorter than the step, or resumed after it."""
+    monkeypatch.setattr(srgan, "NUM_STATISTICS_BATCHES", 2)
+    pixel_gan.recipe = Recipe(bn_freeze_step=9)
+    pixel_gan.pre_train(loader, 1, interval=1, batch_size=2, run=run)
+    before = snapshot(pixel_gan.generator)
+    pixel_gan.train(loader, 1, interval=1, batch_size=2, run=run)
+    assert moved(before, pixel_gan.generator) >= STATISTICS
+    path = run.folder("training") / "step-00000001" / "generator.weights.h5"
+    fresh = SRGAN(content_loss="mse", **TINY)
+    checkpoints.load_weights(fresh.generator, path)
+    assert layers.has_fixed_statistics(fresh.generator)  # its file says so
+    assert not layers.has_fixed_statistics(fresh.discriminator)
+
+
+def test_each_call_of_a_loop_has_its_own_schedule(pixel_gan, loader, run):
+    """Keras keeps a traced step with the schedule of then: a second, longer call went
+    on with the first one's last learning rate, a fiftieth."""
+    pixel_gan.recipe = Recipe(schedule="cosine")
+    pixel_gan.pre_train(loader, 4, interval=4, batch_size=2, run=run)
+    before = snapshot(pixel_gan.generator)
+    run.max_of_workers = lambda _: 2  # stops after a step, as a signal does
+    with pytest.raises(SystemExit):
+        pixel_gan.pre_train(loader, 1000, interval=1000, batch_size=2, run=run)
+    change = snapshot(pixel_gan.generator)[0] - before[0]
+    assert np.abs(change).max() > 1e-3  # of a learning rate of 1e-2
+
+
+def test_the_average_is_shown_and_saved(loader, run, monkeypatch):
+    """Raw weights wander: colors and scores of two reports differ by chance."""
+    recipe = Recipe(ema=0.5)
+    gan = SRGAN(content_loss="mse", learning_rate=1e-2, recipe=recipe, **TINY)
+    raw = []
+    step = gan.pretrainer.train_on_batch
+
+    def record(*args):
+        loss = step(*args)
+        raw.append(snapshot(gan.generator))
+        return loss
+
+    monkeypatch.setattr(gan.pretrainer, "train_on_batch", record)
+    shown = []
+
+    def evaluate(test_images):
+        shown.append(snapshot(gan.generator))
+
+    monkeypatch.setattr(gan, "evaluate", evaluate)
+    monkeypatch.setattr(Phase, "report", lambda phase, *_: phase.save())
+    gan.pre_train(loader, 3, interval=3, batch_size=2, run=run)
+    kernels = [weights[0] for weights in raw]
+    average = kernels[0]
+    for kernel in kernels[1:]:
+        average = 0.5 * average + 0.5 * kernel
+    np.testing.assert_allclose(shown[-1][0], average, atol=1e-6)
+    saved, _ = weight_files.load_generator(run.folder("pre_training"))
+    np.testing.assert_array_equal(saved.get_weights()[0], shown[-1][0])
+    np.testing.assert_array_equal(snapshot(gan.generator)[0], shown[-1][0])
+    # Training goes on from the last weights, not from their average.
+    again = SRGAN(content_loss="mse", learning_rate=1e-2, recipe=recipe, **TINY)
+    again._start_phase("pre_training", run, 4)
+    np.testing.assert_array_equal(snapshot(again.generator)[0], kernels[-1])
+
+
+def test_a_checkpoint_without_an_average(pixel_gan, loader, run, capsys):
+    """Of zeros, the average would show a black image for a thousand steps."""
+    pixel_gan.pre_train(loader, 1, interval=1, batch_size=2, run=run)
+    before = snapshot(pixel_gan.generator)
+    gan = SRGAN(content_loss="mse", recipe=Recipe(ema=0.9), **TINY)
+    gan._start_phase("pre_training", run, 1)
+    assert "starts from the weights" in capsys.readouterr().out
+    assert not moved(before, gan.generator)
+    gan._swap_average(gan.pretrainer)
+    assert not moved(before, gan.generator)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
@@ -257,7 +357,7 @@ def test_precisions_resume(precision, loader, run):
     if is_scaled:
         gans[0].pretrainer.optimizer.dynamic_scale.assign(8.0)
     for gan in gans:
-        gan.bn_freeze_step = 1
+        gan.recipe = Recipe(bn_freeze_step=1)
         gan.pre_train(loader, 1, interval=1, batch_size=2, run=run)
     rate = float(np.asarray(gans[1].pretrainer.optimizer.learning_rate))
     assert rate == pytest.approx(1e-3)
@@ -399,7 +499,7 @@ def test_each_network_has_its_own_weights(command):
     assert "Pass --network espcn" in fails_with(command, *PRETRAIN, *start)
     assert "--network" in fails_with(command, *PRETRAIN, *small, "--network", "srcnn")
     generator, _ = weight_files.load_generator("espcn/pre_training_checkpoints")
-    assert generator.network["name"] == "espcn"
+    assert generator.network.name == "espcn"
 
 
 def test_paper_networks_train():

@@ -71,11 +71,11 @@ def test_fewer_steps_than_done(run, capsys):
     assert open_phase(run).resume() == 4
 
 
-def clear_the_way(run, restart=False, pretrain_steps=1):
+def prepare_folder(run, restart=False, pretrain_steps=1):
     """Does what the command does before it resumes."""
     preset = run.options.get("preset")
     args = {"restart": restart, "preset": preset, "pretrain_steps": pretrain_steps}
-    run.clear_the_way(argparse.Namespace(initial_weights=None, **args))
+    run.prepare_folder(argparse.Namespace(initial_weights=None, **args))
 
 
 FREE_OPTIONS = ("learning_rate", "schedule", "train_steps", "precision", "preset")
@@ -93,9 +93,9 @@ def test_changed_options(run, capsys, name, phase):
     is_unused = phase == PRE_TRAINING and name in training_run.ADVERSARIAL_OPTIONS
     if name not in FREE_OPTIONS and not is_unused:
         with pytest.raises(ValueError, match=rf"{flag} 1, not 2\..*--restart"):
-            clear_the_way(run)
+            prepare_folder(run)
     else:
-        clear_the_way(run)
+        prepare_folder(run)
         is_printed = f"Changed since the last run: {flag}" in capsys.readouterr().out
         assert is_printed != is_unused
     assert steps_of(run, phase) == [2]
@@ -117,7 +117,7 @@ def test_moving_aside(run, before, now, restart, pretrain_steps, moved):
     for phase in PHASES:
         run_steps(open_phase(run, phase), 2)
     run.options = {"preset": now}
-    clear_the_way(run, restart, pretrain_steps)
+    prepare_folder(run, restart, pretrain_steps)
     for phase in PHASES:
         old = list(run.weights_dir.glob(f"old-{phase}_checkpoints-*/step-00000002"))
         assert len(old) == (phase in moved)
@@ -129,12 +129,12 @@ def test_damage_is_named_once_and_no_new_start(run, capsys):
     run_steps(open_phase(run), 4)
     states = [path / "state.json" for path in sorted(run.folder(TRAINING).glob("s*"))]
     states[1].write_text("{}")
-    clear_the_way(run)
+    prepare_folder(run)
     assert open_phase(run).resume() == 2
     assert capsys.readouterr().out.count("step-00000004 is damaged") == 1
     states[0].write_text("{}")
     with pytest.raises(ValueError, match=r"damaged.*--restart"):
-        clear_the_way(run)
+        prepare_folder(run)
     assert steps_of(run) == [2]
 
 
@@ -173,7 +173,7 @@ def test_results_that_cannot_be_saved(run):
     """The last line would be a traceback, after days of training."""
     run.images_dir.write_text("a file")
     with pytest.raises(TrainingStoppedError, match="Cannot save the results"):
-        run.conclude([(np.zeros((8, 8, 3), "uint8"), {})])
+        run.finish([(np.zeros((8, 8, 3), "uint8"), {})])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -234,7 +234,8 @@ def test_a_signal_finishes_the_step(run, capsys, number):
 
 def test_of_several_workers_one_writes(run):
     """Two would write to one file; a signal to one worker must stop all of them."""
-    run.is_chief, run.agree = False, lambda number: signal.SIGTERM
+    run.is_chief = False
+    run.max_of_workers = lambda number: signal.SIGTERM
     phase = open_phase(run)
     with pytest.raises(SystemExit, match="143"):
         run_steps(phase, 9, interval=99)
