@@ -24,6 +24,7 @@ with command_line.quiet_imports(__name__):
     import metrics
     import sample_data
     from support import figures, image_files, pixels, test_images
+    from support.degradation import SOURCE_BLUR, choose_degradation
 
 # Modules that need Keras are imported where they are used, because results of other
 # methods are measured without it.
@@ -54,7 +55,7 @@ def load_models(paths, precision="float32"):
                 discriminator = networks.build_discriminator(num_filters)
                 checkpoints.load_weights(discriminator, file_beside)
         elif file in weight_files.list_shipped().values():
-            blur = data_loader.SOURCE_BLUR if "source" in file.name else 0.0
+            blur = SOURCE_BLUR if "source" in file.name else 0.0
         label = str(path).removesuffix(".weights.h5").strip("/")
         if label in (*models, *RESERVED_LABELS):
             label = str(path)
@@ -221,12 +222,13 @@ def main(argv=None):
     origin = f"from {args.lr}" if args.lr else f"made from {args.hr} with blur {blur:g}"
     protocol = f"{metrics.PROTOCOL} LR images {origin}."
     print(protocol, flush=True)
+    degradation = choose_degradation("bicubic", blur)
 
     scores, columns = {}, {}
     bar = command_line.progress_bar(len(pairs), "image") if models else None
     for number, pair in enumerate(pairs, start=1):
         try:
-            image = test_images.load_pair(pair, blur)
+            image = test_images.load_pair(pair, degradation)
         except image_files.UnreadableImageError as error:
             problems.append(str(error).removeprefix("Cannot read ").rstrip("."))
             continue

@@ -6,7 +6,7 @@ python srgan.py --preset paper --help    # shows the paper's values
 import argparse
 from pathlib import Path
 
-from data_loader import SOURCE_BLUR, SOURCE_CROP, SOURCE_DATASET, TEST_FOLDER
+from data_loader import SOURCE_CROP, SOURCE_DATASET, TEST_FOLDER
 from support.command_line import (
     PRECISIONS,
     ArgumentParser,
@@ -15,6 +15,7 @@ from support.command_line import (
     positive_float,
     positive_int,
 )
+from support.degradation import SOURCE_BLUR
 
 PAPER_CROP = 96  # px, the only size that the paper's discriminator takes
 SAMPLE_DATASET, SAMPLE_TEST_IMAGES = "datasets/sample", "datasets/sample_test"

@@ -18,7 +18,8 @@ import evaluate
 import metrics
 import networks
 from support import checkpoints, test_images, weight_files
-from support.pixels import degrade, enlarge_by_filter, to_float
+from support.degradation import degrade
+from support.pixels import enlarge_by_filter, to_float
 from support.tiling import enlarge
 
 # The source's generator in plain Keras 2, saved as the source does.

@@ -7,10 +7,10 @@ from PIL import Image
 
 import evaluate
 import metrics
-from data_loader import SOURCE_BLUR
 from sample_data import PHOTOGRAPH
 from support import checkpoints, test_images, weight_files
-from support.pixels import degrade, enlarge_by_filter, to_uint8
+from support.degradation import SOURCE_BLUR, choose_degradation, degrade
+from support.pixels import enlarge_by_filter, to_uint8
 from support.tiling import enlarge
 
 BLURS = {"srresnet-bicubic": 0.0, "srresnet-source": SOURCE_BLUR}
@@ -52,6 +52,7 @@ def test_figures_of_the_model_card(photographs, name, dataset, only, psnr):
     """The model card would promise what users cannot reproduce, and a change of
     network, tiling or protocol would go unnoticed for months."""
     folder, scores = photographs / dataset, []
+    degradation = choose_degradation("bicubic", BLURS[name])
     (model,) = evaluate.load_models([name]).values()
     assert model.blur == BLURS[name]
     pairs, _ = test_images.find_pairs(
@@ -59,7 +60,7 @@ def test_figures_of_the_model_card(photographs, name, dataset, only, psnr):
     )
     for pair in pairs:
         if only in pair.name:
-            image = test_images.load_pair(pair, model.blur)
+            image = test_images.load_pair(pair, degradation)
             scores.append(metrics.score(enlarge(model.generator, image.lr), image))
     assert metrics.mean_scores(scores)["psnr_y"] == pytest.approx(psnr, abs=0.03)
 
