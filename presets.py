@@ -15,7 +15,7 @@ from support.command_line import (
     positive_float,
     positive_int,
 )
-from support.degradation import SOURCE_BLUR
+from support.degradation import DEFAULT_BLURS
 
 PAPER_CROP = 96  # px, the only size that the paper's discriminator takes
 SAMPLE_DATASET, SAMPLE_TEST_IMAGES = "datasets/sample", "datasets/sample_test"
@@ -25,7 +25,8 @@ PRESETS = {
         "crop_size": SOURCE_CROP,
         "batch_size": 16,  # paper, Sec. 3.2
         "crops_per_image": 0,
-        "blur": SOURCE_BLUR,
+        "degradation": "source",
+        "blur": DEFAULT_BLURS["source"],
         "augment": "flip",
         "pretrain_steps": 10_000,
         "train_steps": 100_000,
@@ -47,7 +48,8 @@ PRESETS = {
 PRESETS["paper"] = PRESETS["source"] | {
     "crop_size": PAPER_CROP,
     "crops_per_image": 1,
-    "blur": 0.0,
+    "degradation": "bicubic",
+    "blur": DEFAULT_BLURS["bicubic"],
     "pretrain_steps": 1_000_000,
     "train_steps": 200_000,
     "pretrain_interval": 5_000,
@@ -96,6 +98,7 @@ def parse_args(argv=None):
     first = ArgumentParser(add_help=False)
     first.add_argument("--preset", choices=PRESETS)
     first.add_argument("--dataset")
+    first.add_argument("--degradation")
     known, _ = first.parse_known_args(argv)
     dataset = known.dataset
     if dataset is None and Path("datasets", SOURCE_DATASET).is_dir():
@@ -104,6 +107,8 @@ def parse_args(argv=None):
     parser = _build_parser()
     parser.set_defaults(preset=preset, dataset=dataset or SAMPLE_DATASET)
     parser.set_defaults(is_sample=dataset is None, **PRESETS[preset])
+    if known.degradation in DEFAULT_BLURS:
+        parser.set_defaults(blur=DEFAULT_BLURS[known.degradation])
     if dataset is None:
         parser.set_defaults(test_images=SAMPLE_TEST_IMAGES)
     args = parser.parse_args(argv)
@@ -131,6 +136,8 @@ def _build_parser():
     add("--batch-size", type=positive_int, metavar="N", help="crops per step")
     add("--crops-per-image", type=non_negative_int, metavar="N",
         help="crops of a batch from one image; 0: all")  # fmt: skip
+    add("--degradation", choices=DEFAULT_BLURS,
+        help="LR images: blur and bicubic, or damaged as photographs are")  # fmt: skip
     add("--blur", type=non_negative_float, metavar="PX",
         help="Gaussian blur radius before downscaling, in HR px")  # fmt: skip
 

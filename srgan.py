@@ -411,7 +411,7 @@ def _set_up(args, stack):
         sample_data.write_sample_dataset()
     options = args.crop_size, args.blur, args.crops_per_image or None, args.seed
     folders = args.weights_dir, args.images_dir
-    loader = DataLoader(args.dataset, *options, args.augment, exclude=folders)
+    loader = DataLoader(args.dataset, *options, args.augment, folders, args.degradation)
     stack.enter_context(loader)
     print(loader.summary())
     loader.shard = (workers.index, workers.count)

@@ -32,8 +32,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and a batch scheduler'
 LOG_FILE = "log.jsonl"
 # A resumed run that changed one of these would mix two recipes.
 FIXED_OPTIONS = (
-    *("dataset", "crop_size", "batch_size", "crops_per_image", "blur", "augment"),
-    *("content_loss", "pretrain_loss", "network", "discriminator_bn", "seed"),
+    *("dataset", "crop_size", "batch_size", "crops_per_image", "degradation", "blur"),
+    *("augment", "content_loss", "pretrain_loss", "network", "discriminator_bn"),
+    "seed",
 )
 ADVERSARIAL_OPTIONS = ("content_loss", "discriminator_bn")  # may change before it
 
@@ -306,6 +307,8 @@ class Phase:
 
 def check_options(before, now, path, phase):
     """Refuses options that would mix two recipes, and prints other changes."""
+    if now.get("degradation") == "photo":
+        before = {"degradation": "bicubic"} | before  # of older checkpoints
     unused = ADVERSARIAL_OPTIONS if phase == PRE_TRAINING else ()
     for name, value in now.items():
         old = before.get(name, value)
