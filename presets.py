@@ -136,8 +136,11 @@ def _build_parser():
     add("--batch-size", type=positive_int, metavar="N", help="crops per step")
     add("--crops-per-image", type=non_negative_int, metavar="N",
         help="crops of a batch from one image; 0: all")  # fmt: skip
-    add("--degradation", choices=DEFAULT_BLURS,
-        help="LR images: blur and bicubic, or damaged as photographs are")  # fmt: skip
+    add(
+        "--degradation",
+        choices=DEFAULT_BLURS,
+        help="LR images: blurred and reduced, or damaged as photographs are",
+    )
     add("--blur", type=non_negative_float, metavar="PX",
         help="Gaussian blur radius before downscaling, in HR px")  # fmt: skip
 

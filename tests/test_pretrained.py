@@ -9,7 +9,7 @@ import evaluate
 import metrics
 from sample_data import PHOTOGRAPH
 from support import checkpoints, test_images, weight_files
-from support.degradation import SOURCE_BLUR, choose_degradation, degrade
+from support.degradation import SOURCE_BLUR, degrade
 from support.pixels import enlarge_by_filter, to_uint8
 from support.tiling import enlarge
 
@@ -52,15 +52,14 @@ def test_figures_of_the_model_card(photographs, name, dataset, only, psnr):
     """The model card would promise what users cannot reproduce, and a change of
     network, tiling or protocol would go unnoticed for months."""
     folder, scores = photographs / dataset, []
-    degradation = choose_degradation("bicubic", BLURS[name])
     (model,) = evaluate.load_models([name]).values()
-    assert model.blur == BLURS[name]
+    assert model.degradation.blur == BLURS[name]
     pairs, _ = test_images.find_pairs(
-        folder / "HR", None if model.blur else folder / "LR"
+        folder / "HR", None if model.degradation.blur else folder / "LR"
     )
     for pair in pairs:
         if only in pair.name:
-            image = test_images.load_pair(pair, degradation)
+            image = test_images.load_pair(pair, model.degradation)
             scores.append(metrics.score(enlarge(model.generator, image.lr), image))
     assert metrics.mean_scores(scores)["psnr_y"] == pytest.approx(psnr, abs=0.03)
 
