@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from support import image_files, pixels, test_images
+from support.degradation import choose_degradation
 
 MIN_CROP = 16  # px, one position of the discriminator's patch grid
 SOURCE_DATASET = "test2017"  # COCO
 SOURCE_CROP = 256  # px
-SOURCE_BLUR = 1.5  # Pillow's GaussianBlur radius, HR px
 DATASETS_FOLDER = "datasets"
 TEST_FOLDER = "datasets/img_test"
 STREAMS = ("pre_training", "training", "statistics", "samples")  # independent series
@@ -88,7 +88,8 @@ class DataLoader:
     Args:
         dataset: str or `Path`, a name in `datasets/`, or the path of a folder.
         crop_size: int, side of the HR crops in px, a multiple of 4, at least 16.
-        blur: float >= 0, radius of the Gaussian blur in HR px before downscaling.
+        blur: float >= 0, radius of the Gaussian blur in HR px before downscaling, or
+            `None` for the degradation's own: 1.5 for `"source"`, else 0.
         crops_per_image: int >= 1, or `None` or 0 for all crops of a batch from one
             image (source); 1 takes each crop from another image (paper).
         seed: int >= 0, for all random choices.
@@ -98,6 +99,8 @@ class DataLoader:
         crop_scales: ints >= 1; each crop is cut so many times larger, one of them at
             random, and reduced by Lanczos; images too small for that are cut 1:1.
         shard: `(index, count)` of a worker, which makes its part of each batch.
+        degradation: `"source"` or `"bicubic"`, which only differ in `blur`'s default,
+            or `"photo"`, which draws blur, filter, noise and JPEG for each crop.
 
     Raises:
         FileNotFoundError: if there is no such dataset.
@@ -108,17 +111,16 @@ class DataLoader:
         self,
         dataset=SOURCE_DATASET,
         crop_size=SOURCE_CROP,
-        blur=SOURCE_BLUR,
+        blur=None,
         crops_per_image=None,
         seed=0,
         augment="flip",
         exclude=(),
         crop_scales=(1,),
         shard=(0, 1),
+        degradation="source",
     ):
         check_crop_size(crop_size)
-        if not 0 <= blur < float("inf"):  # nor NaN
-            raise ValueError(f"--blur {blur} is not a radius >= 0 in px.")
         if augment not in AUGMENTATIONS:
             known = ", ".join(AUGMENTATIONS)
             raise ValueError(f"Unknown augment {augment!r}. Known: {known}.")
@@ -126,8 +128,8 @@ class DataLoader:
             raise ValueError(f"crops_per_image {crops_per_image} is less than 0.")
         if not crop_scales or min(crop_scales) < 1:
             raise ValueError(f"crop_scales {crop_scales} are not whole numbers >= 1.")
+        self.degradation = choose_degradation(degradation, blur)
         self.crop_size = crop_size
-        self.blur = blur
         self.crops_per_image = crops_per_image
         self.seed = seed
         self.variants = AUGMENTATIONS[augment]
@@ -250,7 +252,9 @@ class DataLoader:
             crop = self._cut(image, corners[row], int(scales[row]))
             variant = None if is_testing else self.variants[variants[row]]
             hr.append(crop if variant is None else crop.transpose(variant))
-            lr.append(pixels.degrade(hr[-1], self.blur))
+            # Not `row`, because NumPy's seeds [..., k] and [..., k, 0] are the same.
+            seed = [self.seed, STREAMS.index(stream), k, row + 1]
+            lr.append(self.degradation.apply(hr[-1], seed))
         return Batch(pixels.to_float(lr), pixels.to_float(hr))
 
     def _cut(self, image, corner, scale):
@@ -323,7 +327,7 @@ class DataLoader:
                 left, top = (max(0, side - STAND_IN_SIDE) // 2 for side in hr.size)
                 hr = hr.crop((left, top, hr.width - left, hr.height - top))
             name = path.relative_to(folder).as_posix()
-            images.append(test_images.make_test_image(name, hr, self.blur))
+            images.append(test_images.make_test_image(name, hr, self.degradation))
         for path, reason in skipped.items():
             print(f"Skipped {path}: {reason}")
         if not images:

@@ -24,6 +24,7 @@ with command_line.quiet_imports(__name__):
     import metrics
     import sample_data
     from support import figures, image_files, pixels, test_images
+    from support.degradation import DEFAULT_BLURS, Degradation, choose_degradation
 
 # Modules that need Keras are imported where they are used, because results of other
 # methods are measured without it.
@@ -31,8 +32,8 @@ with command_line.quiet_imports(__name__):
 GRID_COLUMNS = 6  # images on the grid; each has a sheet of its own
 RESERVED_LABELS = (*metrics.FILTERS, "low-resolution", "original")
 # `path` is the file that was read. `discriminator`, the one saved beside it, and
-# `blur`, the radius of its training in HR px, are `None` if unknown.
-Model = namedtuple("Model", "generator path discriminator blur")
+# `degradation`, that of its training, are `None` if unknown.
+Model = namedtuple("Model", "generator path discriminator degradation")
 
 
 def load_models(paths, precision="float32"):
@@ -42,20 +43,26 @@ def load_models(paths, precision="float32"):
     models = {}
     for path in paths:
         generator, file = weight_files.load_generator(path, precision)
-        blur = discriminator = None
+        degradation = discriminator = None
         has_state = (file.parent / checkpoints.STATE_FILE).is_file()
         if file.name == checkpoints.GENERATOR_FILE and has_state:
-            blur = checkpoints.read_state(file.parent).get("options", {}).get("blur")
+            options = checkpoints.read_state(file.parent).get("options", {})
+            if "blur" in options:  # older checkpoints hold no more
+                kind = options.get("degradation", "bicubic")
+                degradation = Degradation(kind, options["blur"])
             file_beside = file.parent / "discriminator.weights.h5"
             # The paper's only judges crops.
             if file_beside.is_file() and generator.network.name != "paper":
                 discriminator = weight_files.load_discriminator(file_beside, generator)
         elif file in weight_files.list_shipped().values():
-            blur = data_loader.SOURCE_BLUR if "source" in file.name else 0.0
+            kind = file.name.removesuffix(".weights.h5").rpartition("-")[2]
+            if kind not in DEFAULT_BLURS:
+                kind = "bicubic"
+            degradation = choose_degradation(kind)
         label = str(path).removesuffix(".weights.h5").strip("/")
         if label in (*models, *RESERVED_LABELS):
             label = str(path)
-        models[label] = Model(generator, file, discriminator, blur)
+        models[label] = Model(generator, file, discriminator, degradation)
     return models
 
 
@@ -169,9 +176,18 @@ def parse_args(argv=None):
         "else the demo's test images)")  # fmt: skip
     add("--lr", metavar="FOLDER",
         help="low-resolution images (default: made from the originals)")  # fmt: skip
-    add("--blur", type=command_line.non_negative_float, metavar="PX",
+    add(
+        "--degradation",
+        choices=DEFAULT_BLURS,
+        help="how LR images are made (default: as in the weights' training)",
+    )
+    add(
+        "--blur",
+        type=command_line.non_negative_float,
+        metavar="PX",
         help="Gaussian blur radius for LR images that are made, in HR px (default: the "
-        "one of the weights' training)")  # fmt: skip
+        "degradation's)",
+    )
     add("--vgg-weights", metavar="PATH",
         help="VGG19 weights file, for the perceptual scores (default: the one in "
         "Keras's cache)")  # fmt: skip
@@ -183,7 +199,12 @@ def parse_args(argv=None):
     add("--output", type=Path, default=Path("images/evaluation"), metavar="FOLDER",
         help="folder for enlarged images, sheets and grid")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="file for the scores as JSON")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.degradation and args.lr:
+        parser.error(
+            "--degradation is for LR images that are made, but --lr has some. Omit one."
+        )
+    return args
 
 
 def main(argv=None):
@@ -212,10 +233,10 @@ def main(argv=None):
         weights = args.weights or (() if results else _default_weights())
         models = load_models(weights, args.precision) if weights else {}
         vgg = load_vgg(args.vgg_weights) if weights or args.vgg_weights else None
-    for label, model in models.items():
-        print(f"Weights {label}: {model.path}")
-    blur = _choose_blur(args, models)
-    origin = f"from {args.lr}" if args.lr else f"made from {args.hr} with blur {blur:g}"
+        for label, model in models.items():
+            print(f"Weights {label}: {model.path}")
+        degradation = _choose_degradation(args, models)
+    origin = f"from {args.lr}" if args.lr else f"made from {args.hr} with {degradation}"
     protocol = f"{metrics.PROTOCOL} LR images {origin}."
     print(protocol, flush=True)
 
@@ -223,7 +244,7 @@ def main(argv=None):
     bar = command_line.progress_bar(len(pairs), "image") if models else None
     for number, pair in enumerate(pairs, start=1):
         try:
-            image = test_images.load_pair(pair, blur)
+            image = test_images.load_pair(pair, degradation)
         except image_files.UnreadableImageError as error:
             problems.append(str(error).removeprefix("Cannot read ").rstrip("."))
             continue
@@ -270,14 +291,16 @@ def _default_weights():
         return list(weight_files.list_shipped())
 
 
-def _choose_blur(args, models):
-    """Returns the blur for LR images, and warns of models trained with another one."""
-    known = {label: m.blur for label, m in models.items() if m.blur is not None}
-    blur = next(iter(known.values()), 0.0) if args.blur is None else args.blur
+def _choose_degradation(args, models):
+    """Returns how LR images are made, and warns of models trained with others."""
+    known = {k: m.degradation for k, m in models.items() if m.degradation is not None}
+    chosen = next(iter(known.values()), choose_degradation("bicubic"))
+    if args.degradation or args.blur is not None:
+        chosen = choose_degradation(args.degradation or "bicubic", args.blur)
     for label, trained in known.items():
-        if trained != blur and not args.lr:
-            print(f"{label} was trained with blur {trained:g}, not {blur:g}.")
-    return blur
+        if str(trained) != str(chosen) and not args.lr:
+            print(f"{label} was trained with {trained}, not {chosen}.")
+    return chosen
 
 
 if __name__ == "__main__":

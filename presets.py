@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from data_loader import SOURCE_BLUR, SOURCE_CROP, SOURCE_DATASET, TEST_FOLDER
+from data_loader import SOURCE_CROP, SOURCE_DATASET, TEST_FOLDER
 from losses import CONTENT_LOSSES, PRETRAIN_LOSSES
 from networks import NETWORKS
 from support.command_line import (
@@ -19,6 +19,7 @@ from support.command_line import (
     positive_float,
     positive_int,
 )
+from support.degradation import DEFAULT_BLURS
 
 PAPER_CROP = 96  # px, the only size that the paper's discriminator takes
 SAMPLE_DATASET = "datasets/sample"
@@ -58,7 +59,8 @@ PRESETS = {
         "crop_size": SOURCE_CROP,
         "batch_size": 16,  # paper, Sec. 3.2
         "crops_per_image": 0,
-        "blur": SOURCE_BLUR,
+        "degradation": "source",
+        "blur": DEFAULT_BLURS["source"],
         "augment": "flip",
         "crop_scales": (1,),  # what crops are reduced by before anything else
         "train_batch_divisor": 1,  # adversarial batches have that much fewer crops
@@ -85,7 +87,8 @@ PRESETS = {
 PRESETS["paper"] = PRESETS["source"] | {
     "crop_size": PAPER_CROP,
     "crops_per_image": 1,
-    "blur": 0.0,
+    "degradation": "bicubic",
+    "blur": DEFAULT_BLURS["bicubic"],
     "pretrain_steps": 1_000_000,
     "train_steps": 200_000,
     "pretrain_interval": 5_000,
@@ -141,6 +144,7 @@ def parse_args(argv=None):
     first = ArgumentParser(add_help=False)
     first.add_argument("--preset", choices=PRESETS)
     first.add_argument("--dataset")
+    first.add_argument("--degradation")
     known, _ = first.parse_known_args(argv)
     dataset = known.dataset
     if dataset is None and Path("datasets", SOURCE_DATASET).is_dir():
@@ -149,6 +153,8 @@ def parse_args(argv=None):
     parser = _build_parser()
     parser.set_defaults(preset=preset, dataset=dataset or SAMPLE_DATASET)
     parser.set_defaults(is_sample=dataset is None, **PRESETS[preset])
+    if known.degradation in DEFAULT_BLURS:
+        parser.set_defaults(blur=DEFAULT_BLURS[known.degradation])
     if dataset is None:
         parser.set_defaults(test_images=SAMPLE_TEST_IMAGES)
     args = parser.parse_args(argv)
@@ -206,6 +212,11 @@ def _add_data_flags(group):
         type=non_negative_int,
         metavar="N",
         help="crops of a batch from one image; 0: all",
+    )
+    group.add_argument(
+        "--degradation",
+        choices=tuple(DEFAULT_BLURS),
+        help="LR images: blurred and reduced, or damaged as photographs are",
     )
     group.add_argument(
         "--blur",

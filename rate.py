@@ -20,7 +20,7 @@ with command_line.quiet_imports(__name__):
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from support import image_files, pixels
+    from support import degradation, image_files, pixels
     from support.test_images import find_originals, match_names, read_result
 
 PAGE = Path(__file__).with_name("rate.html")
@@ -55,7 +55,7 @@ def make_study(hr_folder, results, index):
 
     examples = []
     for name, images in itertools.islice(versions.items(), NUM_EXAMPLES):
-        lr = np.asarray(pixels.degrade(Image.fromarray(images[ORIGINAL]), blur=0))
+        lr = np.asarray(degradation.degrade(Image.fromarray(images[ORIGINAL]), blur=0))
         nearest = pixels.enlarge_by_filter(lr, Image.Resampling.NEAREST)
         for method, score in EXAMPLES.items():
             image = nearest if method == NEAREST else images[ORIGINAL]

@@ -580,6 +580,7 @@ def _build_loader(args, workers):
         args.dataset,
         crop_size=args.crop_size,
         blur=args.blur,
+        degradation=args.degradation,
         crops_per_image=args.crops_per_image,
         seed=args.seed,
         augment=args.augment,

@@ -1,14 +1,18 @@
-"""Enlarges images four times: files, or folders of them.
+"""Enlarges images up to four times: files, or folders of them.
 
     python upscale.py photo.jpg                            # writes photo_x4.png
     python upscale.py holiday/ logo.png --output enlarged/
+    python upscale.py photo.jpg --scale 2.5                # writes photo_x2.5.png
+    python upscale.py photo.jpg --size 1600x1200           # writes photo_1600x1200.png
 
 Grayscale, 16-bit grayscale, transparency and metadata are kept as far as the output
 format can hold them. Existing files are kept unless you pass --overwrite; inputs are
 never overwritten. Images of any size fit into memory.
 """
 
+import argparse
 import os
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +28,6 @@ with command_line.quiet_imports(__name__):
         IMAGE_SUFFIXES,
         MAX_PIXELS,
         OUTPUT_FORMATS,
-        RESULT_SUFFIX,
         check_size,
         find_images,
         read_picture,
@@ -33,7 +36,18 @@ with command_line.quiet_imports(__name__):
     from support.pixels import SCALE, to_uint8
     from support.tiling import enlarge
 
+TWICE = "Enlarge twice: the result of the first run once more"
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as Pillow's "L"
+
+
+class Size(NamedTuple):
+    """The sides of an image, or of a box that it must fit in, in px."""
+
+    width: int
+    height: int
+
+    def __str__(self):
+        return f"{self.width}x{self.height}"
 
 
 class Job(NamedTuple):
@@ -43,7 +57,7 @@ class Job(NamedTuple):
     target: Path
 
 
-def find_jobs(inputs, output, file_format):
+def find_jobs(inputs, output, file_format, suffix=f"_x{SCALE}"):
     """Lists the images to enlarge, and where each result goes.
 
     Returns a list of `Job`, and a dict of `Path` to the reason for files in folders
@@ -69,7 +83,7 @@ def find_jobs(inputs, output, file_format):
                 raise ValueError(f"No image in {path}. {' '.join(reasons[:3])}")
         for source in map(_existing, sources):
             name = source.relative_to(folder)
-            name = name.with_name(f"{name.stem}{RESULT_SUFFIX}.{file_format}")
+            name = name.with_name(f"{name.stem}{suffix}.{file_format}")
             target = (output or folder) / name
             jobs.setdefault(os.path.abspath(source), Job(source, target))
     return list(jobs.values()), skipped
@@ -81,8 +95,25 @@ def _existing(path):
     return Path(path)
 
 
-def enlarge_picture(generator, picture, tile=None, progress=None):
-    """Enlarges a `Picture`'s colors by the network, its transparency by bicubic."""
+def choose_size(size, args):
+    """Returns the `Size` of a result; raises `ValueError` if x4 does not reach it."""
+    if args.size is None:
+        return Size(*(round(args.scale * side) for side in size))
+    scale = min(args.size.width / size.width, args.size.height / size.height)
+    if scale > SCALE:
+        raise ValueError(
+            f"--size {args.size} is more than {SCALE} times its {size} px. {TWICE}"
+        )
+    if scale <= 1:
+        raise ValueError(f"it has {size} px, which --size {args.size} does not enlarge")
+    return Size(*(max(1, round(scale * side)) for side in size))
+
+
+def enlarge_picture(generator, picture, tile=None, progress=None, size=None):
+    """Enlarges a `Picture`'s colors by the network, its transparency by bicubic.
+
+    Both are then reduced to `size`, if it is given, by Lanczos filtering.
+    """
     lr = np.asarray(picture.image)
     if picture.image.mode == "I;16":
         lr, encode = (lr / 32767.5 - 1).astype("float32"), _to_gray_16
@@ -92,12 +123,21 @@ def enlarge_picture(generator, picture, tile=None, progress=None):
         encode = to_uint8
     if lr.ndim == 2:
         lr = np.broadcast_to(lr[..., np.newaxis], (*lr.shape, 3))
-    sr = Image.fromarray(enlarge(generator, lr, tile, encode, progress))
+    sr = enlarge(generator, lr, tile, encode, progress)
+    sr = _reduce(Image.fromarray(sr), size)
     if sr.mode == "L":
         sr = sr.convert(picture.image.mode)  # RGB, if the picture is neutral
     if picture.alpha is not None:
-        sr.putalpha(picture.alpha.resize(sr.size, Image.Resampling.BICUBIC))
+        large = tuple(SCALE * side for side in picture.image.size)
+        alpha = picture.alpha.resize(large, Image.Resampling.BICUBIC)
+        sr.putalpha(_reduce(alpha, size))
     return sr
+
+
+def _reduce(image, size):
+    if size in (None, image.size):
+        return image
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def is_neutral(image):
@@ -117,24 +157,40 @@ def upscale_file(generator, job, args):
     """Enlarges one file, and prints one line that names what could not be kept."""
     started = time.monotonic()
     picture = read_picture(job.source, args.max_pixels)
-    width, height = (SCALE * side for side in picture.image.size)
+    size = choose_size(Size(*picture.image.size), args)
     name = _format_of(job.target)
-    check_size((width, height), name)
+    check_size(size, name)
     bars = []
 
     def show(num_done, num_tiles):
         bars.append(bars[0] if bars else command_line.progress_bar(num_tiles, "tile"))
         bars[0].update(num_done)
 
-    image = enlarge_picture(generator, picture, args.tile, show)
+    image = enlarge_picture(generator, picture, args.tile, show, size)
     losses = save_image(image, job.target, name, picture.metadata)
     seconds = time.monotonic() - started
-    line = f"{job.source} -> {job.target}: {width}x{height} px, {seconds:.1f} s"
+    line = f"{job.source} -> {job.target}: {size} px, {seconds:.1f} s"
     print("; ".join([line, *picture.notes, *losses]), flush=True)
 
 
 def _format_of(path):
     return path.suffix[1:].lower().replace("jpeg", "jpg")
+
+
+def _scale(text):
+    scale = command_line.positive_float(text)
+    if scale > SCALE:
+        raise argparse.ArgumentTypeError(f"{text} is more than {SCALE}. {TWICE}.")
+    if scale <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 1.")
+    return scale
+
+
+def _size(text):
+    sides = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text)
+    if sides is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1600x1200.")
+    return Size(int(sides[1]), int(sides[2]))
 
 
 def parse_args(argv=None):
@@ -145,6 +201,20 @@ def parse_args(argv=None):
     add("--weights", metavar="PATH",
         help="weights file, checkpoint folder or name of shipped weights "
         f"(default: {weight_files.DEFAULT_SHIPPED})")  # fmt: skip
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--scale",
+        type=_scale,
+        default=SCALE,
+        metavar="X",
+        help=f"times that sides grow, more than 1 and up to {SCALE}",
+    )
+    group.add_argument(
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help="size in px that results fit in, instead of --scale",
+    )
     add("--output", type=Path, metavar="PATH",
         help="folder for the results, or the result of a single image (default: beside "
         "each input)")  # fmt: skip
@@ -163,7 +233,8 @@ def main(argv=None):
     """Enlarges images as the command line says, and returns the exit code."""
     args = parse_args(argv)
     with command_line.usage_errors():
-        jobs, skipped = find_jobs(args.inputs, args.output, args.format)
+        suffix = f"_{args.size}" if args.size else f"_x{args.scale:g}"
+        jobs, skipped = find_jobs(args.inputs, args.output, args.format, suffix)
         for folder in {job.target.parent for job in jobs}:
             command_line.check_writable(folder / "result")
         weights = args.weights or weight_files.DEFAULT_SHIPPED

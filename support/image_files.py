@@ -41,7 +41,8 @@ OTHER_SUFFIXES = (  # images that are not read, but named
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".xcf", ".pcx"),
     *(".sgi", ".avifs"),
 )
-RESULT_SUFFIX = f"_x{SCALE}"  # upscale.py writes photo_x4.png beside photo.jpg
+# upscale.py writes photo_x4.png, photo_x2.5.png or photo_1600x1200.png for photo.jpg.
+RESULT_STEM = re.compile(rf"(.+)_(x[1-{SCALE}](\.\d+)?|\d+x\d+)", re.DOTALL)
 # Those that describe the photograph, not how its pixels are stored.
 TIFF_KEPT_TAGS = (270, 271, 272, 305, 306, 315, 316, 33432, 34665, 34853)
 EXIF_SIZE_TAGS = (256, 257, 0xA002, 0xA003)  # two pairs of width and height
@@ -104,8 +105,14 @@ def find_images(folder, exclude=()):
             elif suffix in IMAGE_SUFFIXES:
                 skipped[path] = "not a regular file, or a broken link"
     stems = {path.stem for path in found}
-    results = {f"{stem}{RESULT_SUFFIX}" for stem in stems}
-    return sorted(path for path in found if path.stem not in results), skipped
+    images = [path for path in found if original_stem(path.stem) not in stems]
+    return sorted(images), skipped
+
+
+def original_stem(stem):
+    """Returns the stem of the file that `upscale.py` enlarged to `stem`, or `None`."""
+    match = RESULT_STEM.fullmatch(stem)
+    return match and match[1]
 
 
 def read_picture(path, max_pixels=MAX_PIXELS):

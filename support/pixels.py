@@ -1,4 +1,4 @@
-"""Images in memory: their range of values, and how they are made smaller and larger.
+"""Images in memory: their range of values, and how filters enlarge them.
 
     python -c "from support import pixels; print(pixels.to_float([0, 255]))"
 
@@ -6,7 +6,7 @@ Networks take and return float32 RGB in [-1, 1]; files hold uint8 in [0, 255].
 """
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 SCALE = 4  # HR side / LR side
 
@@ -25,14 +25,6 @@ def to_uint8(images):
     # Source: truncates, which darkens by half a level and wraps around above 1.
     levels = (np.asarray(images, dtype="float32") + 1.0) * 127.5
     return np.clip(np.rint(levels), 0, 255).astype("uint8")
-
-
-def degrade(image, blur):
-    """Makes a quarter-size Pillow image: Gaussian blur of that radius, then bicubic."""
-    if blur > 0:
-        image = image.filter(ImageFilter.GaussianBlur(blur))
-    width, height = image.size
-    return image.resize((width // SCALE, height // SCALE), Image.Resampling.BICUBIC)
 
 
 def enlarge_by_filter(lr, method=Image.Resampling.BICUBIC):

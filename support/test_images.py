@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from support import image_files, pixels
+from support.degradation import seed_of
 
 RESULT_NAME = re.compile(r"([-_ ]?x4)?([-_ ]\w+)?", re.IGNORECASE)  # after its own
 MAX_MISSING = 32  # px, rows or columns of a result that other methods cut off
@@ -36,7 +37,7 @@ def find_pairs(hr_folder, lr_folder=None, exclude=()):
     return [Pair(name, originals[name], lr) for name, lr in inputs.items()], problems
 
 
-def load_pair(pair, blur):
+def load_pair(pair, degradation):
     """Reads or makes a `TestImage`; raises an `OSError` if a file does not serve."""
     picture = image_files.read_picture(pair.hr)
     hr = image_files.flatten(picture)
@@ -49,17 +50,18 @@ def load_pair(pair, blur):
             f"it has {lr.width}x{lr.height} px, which is not a quarter of {pair.hr}, "
             f"{hr.width}x{hr.height} px",
         )
-    image = make_test_image(pair.name, hr, blur, lr)
+    image = make_test_image(pair.name, hr, degradation, lr)
     return image._replace(is_gray=picture.image.mode != "RGB")
 
 
-def make_test_image(name, hr, blur, lr=None):
+def make_test_image(name, hr, degradation, lr=None):
     """Makes a `TestImage` of RGB Pillow images; cuts HR sides to multiples of 4.
 
     Source: takes exactly three, of one size, with sides divisible by 16.
     """
     hr = hr.crop((0, 0, *(side // pixels.SCALE * pixels.SCALE for side in hr.size)))
-    lr = pixels.degrade(hr, blur) if lr is None else lr
+    if lr is None:
+        lr = degradation.apply(hr, seed_of(name))
     return TestImage(name, pixels.to_float(lr), pixels.to_float(hr))
 
 

@@ -39,6 +39,7 @@ FIXED_OPTIONS = (
     "crop_scales",
     "batch_size",
     "crops_per_image",
+    "degradation",
     "blur",
     "augment",
     "content_loss",
@@ -357,6 +358,8 @@ class Phase:
 
 def check_options(before, now, path, phase):
     """Refuses options that would mix two recipes, and prints other changes."""
+    if now.get("degradation") == "photo":
+        before = {"degradation": "bicubic"} | before  # of older checkpoints
     unused = ADVERSARIAL_OPTIONS if phase == PRE_TRAINING else ()
     for name, value in now.items():
         old = before.get(name, value)

@@ -16,8 +16,9 @@ from PIL.Image import Transpose
 
 import data_loader
 from data_loader import Batch, DataLoader, NoImageLeftError, find_dataset
+from support.degradation import degrade
 from support.image_files import find_images, read_rgb
-from support.pixels import degrade, to_float, to_uint8
+from support.pixels import to_float, to_uint8
 
 REPOSITORY = Path(__file__).parent.parent
 

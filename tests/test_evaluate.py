@@ -18,7 +18,8 @@ import evaluate
 import metrics
 import networks
 from support import checkpoints, test_images, weight_files
-from support.pixels import degrade, enlarge_by_filter, to_float
+from support.degradation import degrade
+from support.pixels import enlarge_by_filter, to_float
 from support.tiling import enlarge
 
 # The source's generator in plain Keras 2, saved as the source does.
@@ -273,14 +274,39 @@ def test_defaults(run, monkeypatch, pair_folders):
     _, out, _ = run(default=())
     assert "There is no folder datasets/img_test: measuring on the demo's" in out
     assert list(read_table(out)["0"])[:2] == ["srresnet-bicubic", "srresnet-source"]
-    assert "srresnet-source was trained with blur 1.5, not 0." in out
+    assert "srresnet-source was trained with blur 1.5, not blur 0." in out
     shutil.copytree(pair_folders[0], "datasets/img_test")
     save_checkpoint(Path("weights/training_checkpoints"), {"blur": 2.5})
     _, out, _ = run(default=())
     assert "Weights weights/training_checkpoints" in out
     assert "LR images made from datasets/img_test with blur 2.5." in out
     _, out, _ = run("--blur=0.5", default=())
-    assert "was trained with blur 2.5, not 0.5." in out
+    assert "was trained with blur 2.5, not blur 0.5." in out
+
+
+def test_photographs(run, pair_folders, tmp_path):
+    """Weights that were trained on damaged images would be judged on clean ones."""
+    hr = pair_folders[0]
+    folder = save_checkpoint(tmp_path / "run", {"degradation": "photo", "blur": 0.0})
+    shutil.copy(
+        "../shipped/srresnet-source.weights.h5", "../shipped/srgan-photo.weights.h5"
+    )
+    expected = "with degradation photo."
+    tables = []
+    for flags in (
+        ("--weights", folder, "srgan-photo"),
+        ("--weights", "srgan-photo"),
+        ("--degradation", "photo"),
+    ):
+        _, out, _ = run("--hr", hr, *flags)
+        assert f"LR images made from {hr} {expected}" in out
+        tables.append(read_table(out)["0"]["bicubic"])
+    assert tables[0] == tables[1] == tables[2]
+    assert "srresnet-bicubic was trained with blur 0, not degradation photo." in out
+    for flags in (("--degradation", "bicubic"), ("--blur", 0)):
+        _, out, _ = run("--hr", hr, "--weights", folder, *flags)
+        assert "was trained with degradation photo, not blur 0." in out
+        assert read_table(out)["0"]["bicubic"] != tables[0]
 
 
 def test_labels_tell_methods_apart(run, pair_folders):
@@ -393,6 +419,9 @@ def test_mistakes_take_one_line(run, pair_folders, tmp_path):
         ("it is a directory", "--json", other),
         ("There is no VGG19 weights file", "--vgg-weights", missing),
         ("holds no VGG19 weights", "--vgg-weights", text),
+        ("--degradation is for .* Omit one", "--lr", lr, "--degradation", "photo"),
+        ("draws its own blur", "--degradation", "photo", "--blur", 2),
+        ("'jpeg'", "--degradation", "jpeg"),
         ("'x' is not NAME=FOLDER", "--results", "x"),
         ("There is no folder", "--results", f"x={missing}"),
         ("The name 'bicubic' is taken", "--results", f"bicubic={lr}"),

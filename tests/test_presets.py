@@ -73,6 +73,15 @@ def test_the_preset_without_a_dataset(tmp_path, monkeypatch):
     assert (args.crop_size, args.train_steps) == (64, 100_000)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_degradation_has_its_own_blur(preset):
+    """`--degradation bicubic` blurred, because the preset was written for another."""
+    for name, blur in (("source", 1.5), ("bicubic", 0), ("photo", 0)):
+        flags = (*FLAGS, "--preset", preset, "--degradation", name)
+        assert parse_args(flags).blur == blur
+        assert parse_args([*flags, "--blur", "2"]).blur == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -86,6 +95,7 @@ def test_the_preset_without_a_dataset(tmp_path, monkeypatch):
         (("--content-loss", "vgg54_pixel"), "'vgg54_pixel'"),
         (("--ema", "1"), "'1' is not a number >= 0 and < 1"),
         (("--ema", "-0.5"), "'-0.5' is not a number >= 0 and < 1"),
+        (("--degradation", "jpeg"), "'jpeg'"),
         (("--network", "paper", "--crop-size", "64"), "crops of 96 px. Pass --crop"),
     ],
 )

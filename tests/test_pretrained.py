@@ -7,10 +7,10 @@ from PIL import Image
 
 import evaluate
 import metrics
-from data_loader import SOURCE_BLUR
 from sample_data import PHOTOGRAPH
 from support import checkpoints, test_images, weight_files
-from support.pixels import degrade, enlarge_by_filter, to_uint8
+from support.degradation import SOURCE_BLUR, degrade
+from support.pixels import enlarge_by_filter, to_uint8
 from support.tiling import enlarge
 
 BLURS = {"srresnet-bicubic": 0.0, "srresnet-source": SOURCE_BLUR}
@@ -53,13 +53,13 @@ def test_figures_of_the_model_card(photographs, name, dataset, only, psnr):
     network, tiling or protocol would go unnoticed for months."""
     folder, scores = photographs / dataset, []
     (model,) = evaluate.load_models([name]).values()
-    assert model.blur == BLURS[name]
+    assert model.degradation.blur == BLURS[name]
     pairs, _ = test_images.find_pairs(
-        folder / "HR", None if model.blur else folder / "LR"
+        folder / "HR", None if model.degradation.blur else folder / "LR"
     )
     for pair in pairs:
         if only in pair.name:
-            image = test_images.load_pair(pair, model.blur)
+            image = test_images.load_pair(pair, model.degradation)
             scores.append(metrics.score(enlarge(model.generator, image.lr), image))
     assert metrics.mean_scores(scores)["psnr_y"] == pytest.approx(psnr, abs=0.03)
 

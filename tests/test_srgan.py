@@ -525,6 +525,17 @@ def test_restart_keeps_the_old_state(command):
     assert len(list(Path("weights").glob("old-*_checkpoints-*/step-00000002"))) == 1
 
 
+def test_training_on_photographs(command):
+    """The flag did not reach the crops or the test images, or changed on resuming."""
+    folders = "--weights-dir", "clean", "--images-dir", "clean"
+    command(*PRETRAIN, *folders, "--degradation", "bicubic")
+    command(*PRETRAIN, "--degradation", "photo")
+    for path in ("_src/0.png", "_res/0.png"):
+        assert Path("images", path).read_bytes() != Path("clean", path).read_bytes()
+    err = fails_with(command, *PRETRAIN)
+    assert "--degradation photo, not " in err
+
+
 def test_a_bug_keeps_its_traceback(command, monkeypatch):
     """It would look like the user's mistake, and nobody could find it."""
     monkeypatch.setattr(SRGAN, "pre_train_on_batch", lambda *_: float("a bug"))
@@ -549,6 +560,7 @@ def test_main_runs_in_a_thread(command):
         (("--dataset", "weights"), "No image. weights: 0 images"),
         (("--crop-size", 256), "48x40"),
         (("--crop-size", 18), "a multiple of 4"),
+        (("--degradation", "photo", "--blur", 2), "Omit --blur 2.0"),
         (("--initial-weights", "nowhere"), "no weights nowhere"),
         (("--initial-weights", "text.weights.h5"), "does not hold weights"),
         (("--content-loss", "vgg54", "--vgg-weights", "photos/0.png"), "VGG19 weights"),

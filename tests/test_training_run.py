@@ -101,6 +101,18 @@ def test_changed_options(run, capsys, name, phase):
     assert steps_of(run, phase) == [2]
 
 
+def test_older_checkpoints_know_no_degradation(run):
+    """They could not be resumed, or went on with photographs without a word."""
+    run.options = {"blur": 0.0}
+    run_steps(open_phase(run), 2)
+    for name in ("source", "bicubic"):
+        run.options = {"degradation": name, "blur": 0.0}
+        clear_the_way(run)
+    run.options = {"degradation": "photo", "blur": 0.0}
+    with pytest.raises(ValueError, match="--degradation bicubic, not photo"):
+        clear_the_way(run)
+
+
 @pytest.mark.parametrize(
     ("before", "now", "restart", "pretrain_steps", "moved"),
     [

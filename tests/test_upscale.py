@@ -211,6 +211,68 @@ def test_folder_keeps_its_structure(command, tmp_path, capsys):
     assert out.endswith("3 done, 0 skipped, 0 failed\n")
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA", "I;16"])
+@pytest.mark.parametrize(
+    ("flags", "name", "size"),
+    [
+        (("--scale", 2), "a_x2.png", (28, 18)),
+        (("--scale", 2.5), "a_x2.5.png", (35, 22)),
+        (("--scale", 4), "a_x4.png", (56, 36)),
+        (("--size", "30x90"), "a_30x90.png", (30, 19)),
+        (("--size", "56x36"), "a_56x36.png", (56, 36)),
+    ],
+)
+def test_other_sizes(command, tmp_path, colors, capsys, mode, flags, name, size):
+    """A picture of a certain size took another program, which lost 16 bits."""
+    image = Image.fromarray(colors).convert(mode.replace("I;16", "L"))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype("uint16") * 257)
+    elif mode == "RGBA":
+        image.putalpha(Image.fromarray(colors[..., 1]))
+    image.save(tmp_path / "a.png")
+    assert command(tmp_path / "a.png", *flags) == 0
+    assert f"{size[0]}x{size[1]} px" in capsys.readouterr().out
+    assert command(tmp_path / "a.png", "--output", tmp_path / "whole.png") == 0
+    result, whole = open_result(tmp_path / name), open_result(tmp_path / "whole.png")
+    assert (result.mode, result.size) == (mode, size)
+    channels = zip(result.split(), whole.split(), strict=True)  # transparency apart
+    for channel, large in channels if mode != "I;16" else [(result, whole)]:
+        expected = large
+        if size != large.size:
+            expected = large.resize(size, Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(channel, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("25x40", "is more than 4 times its 6x5 px. Enlarge twice"),
+        ("6x40", "it has 6x5 px, which --size 6x40 does not enlarge"),
+    ],
+)
+def test_sizes_out_of_reach(command, tmp_path, capsys, size, message):
+    """The result had another size than asked for, or was smaller than the input."""
+    Image.new("RGB", (6, 5)).save(tmp_path / "a.png")
+    Image.new("RGB", (5, 10)).save(tmp_path / "b.png")
+    size_of_b = {"25x40": (20, 40), "6x40": (6, 12)}[size]
+    assert command(tmp_path / "a.png", tmp_path / "b.png", "--size", size) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "a.png: " in line
+    assert message in line
+    assert not (tmp_path / f"a_{size}.png").exists()
+    assert open_result(tmp_path / f"b_{size}.png").size == size_of_b
+
+
+def test_results_of_any_size_are_not_enlarged(command, tmp_path, capsys):
+    """Only those of x4 were known as results."""
+    folder = make_folder(tmp_path)
+    for flags in ((), ("--scale", 2), ("--scale", 2.5), ("--size", "12x12")):
+        assert command(folder, *flags) == 0
+        assert "3 done, 0 skipped, 0 failed" in capsys.readouterr().out
+        assert command(folder, *flags) == 0
+        assert "0 done, 3 skipped, 0 failed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("output", [(), ("--output", "."), ("--output", "out")])
 def test_second_run_skips(command, tmp_path, monkeypatch, capsys, output):
     """Results would be enlarged again: sixteen times as large."""
@@ -345,6 +407,11 @@ def test_output_may_be_the_file(command, tmp_path, name):
     (["b.png"], "no file,b.png"), (["empty"], "No image in empty"), (["apple"], "HEIC"),
     (["a.png", "--tile", "0"], "--tile,whole number"), (["a.png", "--x"], "--x"),
     (["a.png", "--max-pixels", "-1"], "--max-pixels"),
+    (["a.png", "--scale", "8"], "8 is more than 4. Enlarge twice"),
+    (["a.png", "--scale", "0.5"], "0.5 is not more than 1"),
+    (["a.png", "--scale", "nan"], "nan"), (["a.png", "--size", "800"], "such as 1600x"),
+    (["a.png", "--size", "0x9"], "such as 1600x"),
+    (["a.png", "--scale", "2", "--size", "9x9"], "--size,not allowed with"),
     (["a.png", "--output", "a.png/x"], "Cannot write"),
     (["a.png", "--output", "notes.txt"], "Cannot write"),
     (["a.png", "notes.txt", "--output", "out.png"], "out.png"),
