@@ -8,8 +8,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import data_loader
+import evaluate
 import layers
 import losses
 import networks
@@ -577,3 +579,36 @@ def test_mistakes_get_one_line(command, arguments, message):
     Path("text.weights.h5").write_text("not weights")
     assert message in fails_with(command, *SMALL, *arguments)
     assert not Path("weights/pre_training_checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "network"),
+    [
+        ("source", "source"),
+        ("paper", "paper"),
+        ("demo", "source"),
+        ("demo", "srcnn"),
+        ("demo", "espcn"),
+        ("pretrained", "source"),
+    ],
+)
+def test_the_command_that_is_recommended_works(
+    preset, network, monkeypatch, tmp_path, no_figures, capsys
+):
+    """`evaluate.py` refused what `srgan.py` had told users to pass to it: the
+    discriminator's width was taken from the generator."""
+    monkeypatch.chdir(tmp_path)
+    for values in PRESETS.values():
+        for name, value in TINY.items():
+            monkeypatch.setitem(values, name, value)
+    Path("photos").mkdir()
+    pixels = np.random.default_rng(0).integers(256, size=(96, 96, 3), dtype="uint8")
+    Image.fromarray(pixels).save("photos/a.png")
+    flags = "--dataset photos --test-images photos --content-loss mse --crop-size 96"
+    steps = "--batch-size 2 --pretrain-steps 1 --train-steps 1 --weights-dir w"
+    names = ["--preset", preset, "--network", network]
+    assert srgan.main([*flags.split(), *steps.split(), *names]) == 0
+    out = capsys.readouterr().out
+    (command,) = re.findall(r"^Next: python evaluate\.py (.+)$", out, re.M)
+    assert evaluate.main([*command.split(), "--hr", "photos"]) == 0
+    assert "w/training_checkpoints" in capsys.readouterr().out

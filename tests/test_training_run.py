@@ -107,10 +107,10 @@ def test_older_checkpoints_know_no_degradation(run):
     run_steps(open_phase(run), 2)
     for name in ("source", "bicubic"):
         run.options = {"degradation": name, "blur": 0.0}
-        clear_the_way(run)
+        prepare_folder(run)
     run.options = {"degradation": "photo", "blur": 0.0}
     with pytest.raises(ValueError, match="--degradation bicubic, not photo"):
-        clear_the_way(run)
+        prepare_folder(run)
 
 
 @pytest.mark.parametrize(
