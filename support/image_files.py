@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from support.metadata import read_metadata, saving_options
+from support.metadata import NAMES, read_metadata, saving_options
 from support.pixels import SCALE
 
 MAX_PIXELS = 89_478_485  # Pillow's default limit against decompression bombs
@@ -37,15 +37,12 @@ FORMATS_READ = {  # as Pillow names them; its build may lack the last two
     "AVIF": (".avif",),
 }
 IMAGE_SUFFIXES = tuple(itertools.chain(*FORMATS_READ.values()))
+# Images that are not read, but named.
 CAMERA_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
-PHONE_SUFFIXES = (".heic", ".heif", ".hif", ".avifs", ".jxl")
-GRAPHICS_SUFFIXES = (".psd", ".psb", ".xcf", ".svg", ".eps", ".ico", ".pcx", ".sgi")
-OTHER_SUFFIXES = (  # images that are not read, but named
-    *CAMERA_SUFFIXES,
-    *PHONE_SUFFIXES,
-    *GRAPHICS_SUFFIXES,
-    *(".pef", ".srw", ".exr", ".hdr", ".pfm", ".qoi", ".dds"),
-)
+EDITOR_SUFFIXES = (".psd", ".psb", ".xcf", ".svg", ".eps", ".exr", ".hdr", ".pfm")
+FURTHER_SUFFIXES = (".heic", ".heif", ".hif", ".jxl", ".avifs", ".ico", ".qoi", ".dds")
+RARE_SUFFIXES = (".pcx", ".sgi", ".pef", ".srw")
+OTHER_SUFFIXES = CAMERA_SUFFIXES + EDITOR_SUFFIXES + FURTHER_SUFFIXES + RARE_SUFFIXES
 RESULT_SUFFIX = f"_x{SCALE}"  # upscale.py writes photo_x4.png beside photo.jpg
 OUTPUT_FORMATS = {  # Pillow's name, largest side in px, options for saving
     "png": ("PNG", 2**31 - 1, {}),
@@ -53,12 +50,6 @@ OUTPUT_FORMATS = {  # Pillow's name, largest side in px, options for saving
     "webp": ("WEBP", 16383, {"quality": 95}),
 }
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
-METADATA_NAMES = {  # other keys are names
-    "exif": "EXIF data",
-    "xmp": "XMP data",
-    "icc_profile": "ICC profile",
-    "dpi": "resolution",
-}
 LEVEL_STEPS = {"L;2": 85, "L;4": 17}  # of PNG's 2 and 4 bits in Pillow's 8
 _limit_lock = threading.Lock()
 
@@ -169,6 +160,8 @@ def _opened(path):
         raise UnreadableImageError(path, reason) from error
     except Exception as error:  # damaged files make Pillow raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        if "MAX_TEXT" in reason:
+            reason = "its text or color profile is larger than Pillow accepts"
         raise UnreadableImageError(path, reason.rstrip(".")) from error
 
 
@@ -184,7 +177,7 @@ def _open_image(file, max_pixels):
         raise ValueError(f"{size} exceed the limit. Pass a larger --max-pixels")
     kind = _unsupported_kind(image)
     if kind:
-        raise ValueError(f"{kind} are not supported. Convert it to 8- or 16-bit RGB")
+        raise ValueError(f"{kind} are not supported. Convert it to 8 bits")
     return image
 
 
@@ -236,10 +229,11 @@ def _to_picture(image, file):
         notes.append("16-bit color was read as 8-bit, which is all Pillow can")
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append(f"only the first of {image.n_frames} frames was read")
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height <= MAX_PIXELS:
+        image.load()  # in several threads at once
+    else:
         with _without_pillow_limit():
             image.load()
-    image.load()
     metadata = read_metadata(image, file, notes)
     profile = metadata.pop("icc_profile", None)
     if image.mode == "CMYK":
@@ -287,7 +281,8 @@ def bleed_colors(image):
 
     The network would draw the black or white hidden there into the edges.
     """
-    colors, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
+    colors = image.convert(image.mode[:-1])
+    alpha = image.getchannel("A")
     if alpha.getextrema()[0] == 255 or image.size == (1, 1):
         return colors
     coarse = image.reduce(2)  # weights colors by their alpha
@@ -346,7 +341,7 @@ def save_image(image, path, file_format="png", metadata=None):
         if _can_hold(name, image.mode, key, value):
             kept[key] = value
         else:
-            label = METADATA_NAMES.get(key, key)
+            label = NAMES.get(key, key)
             notes.append(f"{label} dropped, which {file_format} cannot hold")
     options = options | saving_options(kept, name, image.size)
     with atomic_path(path) as temporary:

@@ -10,6 +10,12 @@ import re
 
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
+NAMES = {  # of keys of metadata that need another one
+    "exif": "EXIF data",
+    "xmp": "XMP data",
+    "icc_profile": "ICC profile",
+    "dpi": "resolution",
+}
 # EXIF and TIFF tags that describe the image. Others below 700 tell how its pixels are
 # stored, and further ones of TIFF files are private to programs.
 KEPT_TAGS = (269, 270, 271, 272, 282, 283, 285, 296, 301, 305, 306, 315, 316, 318, 319)
@@ -18,7 +24,7 @@ FIRST_PRIVATE_TAG = 700
 X_RESOLUTION, RESOLUTION_UNIT, XMP, ICC_PROFILE = 282, 296, 700, 34675
 EXIF_SIZE_TAGS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 # Places, sizes and resolutions in pixels, which are no longer true.
-STALE_EXIF_TAGS = (0x9102, 0x9214, 0xA20E, 0xA20F, 0xA210, 0xA214)
+STALE_EXIF_TAGS = (0x1001, 0x1002, 0x9102, 0x9214, 0xA20E, 0xA20F, 0xA210, 0xA214)
 STALE_XMP = (
     rb"tiff:(?:Orientation|Image\w+)|exif:(?:Pixel|FocalPlane|Subject)\w+|"
     rb"(?:GPano|GCamera|Container|hdrgm):\w+"
@@ -52,6 +58,10 @@ def read_metadata(image, file, notes):
     for segment, content in getattr(image, "applist", ()):
         if segment != "COM" and not content.startswith(JPEG_SEGMENTS_READ):
             dropped.append(segment)
+    extension = image.info.get("extension", (b"",))[0]  # of GIF files
+    if extension.startswith((b"XMP", b"ICC")):
+        dropped.append(extension[:3].decode())
+
     metadata = {}
     exif = _read_exif(image, dropped, notes)
     if len(exif):
@@ -88,13 +98,14 @@ def _read_exif(image, dropped, notes):
         exif = image.getexif()
         for tag in set(exif).difference(KEPT_TAGS):
             is_private = tag >= FIRST_PRIVATE_TAG
-            if is_tiff or not is_private:
+            if is_tiff or not is_private or tag in (XMP, ICC_PROFILE):
                 del exif[tag]
             if is_tiff and is_private and tag not in (XMP, ICC_PROFILE):
                 dropped.append(f"TIFF tag {ExifTags.TAGS.get(tag, tag)}")
         if ExifTags.IFD.Exif in exif:
             for tag in STALE_EXIF_TAGS:
                 exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
+                exif.get_ifd(ExifTags.IFD.Interop).pop(tag, None)
         exif.tobytes()
     except Exception:  # offsets that lead anywhere make Pillow raise almost anything
         image.info.pop("exif", None)
@@ -122,12 +133,13 @@ def _read_chunks(file, dropped):
     file.seek(8)  # the signature
     while len(header := file.read(8)) == 8:
         name = header[4:].decode("latin-1")
-        content = file.read(int.from_bytes(header[:4], "big"))
-        file.seek(4, 1)  # the checksum
+        length = int.from_bytes(header[:4], "big")
+        end = file.tell() + length + 4  # the checksum
         if name in PNG_COLOR_CHUNKS:
-            chunks[name] = content
+            chunks[name] = file.read(length)
         elif name not in PNG_CHUNKS_READ:
             dropped.append(name)
+        file.seek(end)
     return chunks
 
 

@@ -84,6 +84,12 @@ def test_what_cannot_be_kept_is_named(tmp_path):
     assert "33550" in note
     image.save(path, "TGA", id_section=b"by me")
     assert read_picture(path).notes == ["dropped: TGA comment"]
+    image.save(path, "GIF")
+    content = path.read_bytes()
+    start = 13 + 3 * 2 ** ((content[10] & 7) + 1)  # after the palette
+    xmp = b"!\xff\x0bXMP DataXMP\x04<x/>\0"
+    path.write_bytes(content[:start] + xmp + content[start:])
+    assert read_picture(path).notes == ["dropped: XMP"]
     text = chunk(b"tEXt", b"Raw profile type iptc\0...")
     others = chunk(b"bKGD", bytes(6)) + chunk(b"pHYs", struct.pack(">IIB", 2, 1, 0))
     write_png(path, NOISE, before=others, after=chunk(b"tIME", bytes(7)) + text)
