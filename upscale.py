@@ -37,7 +37,6 @@ with command_line.quiet_imports(__name__):
     from support.tiling import enlarge
 
 TWICE = "Enlarge twice: the result of the first run once more"
-LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as Pillow's "L"
 
 
 class Size(NamedTuple):
@@ -62,14 +61,18 @@ def find_jobs(inputs, output, file_format, suffix=f"_x{SCALE}"):
 
     Returns a list of `Job`, and a dict of `Path` to the reason for files in folders
     that cannot be enlarged. `output` is a folder, or `None` for the input's own; for a
-    single file, it may be the result's name.
+    single file, it may be the result's name. `file_format` is `None` for that of such a
+    name, otherwise PNG.
     """
     jobs, skipped = {}, {}
+    inputs = command_line.expand_patterns(inputs)
     if output and output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
         if len(inputs) > 1 or os.path.isdir(inputs[0]):
             raise ValueError(f"--output {output} is one file, for several results.")
         if _format_of(output) not in OUTPUT_FORMATS:
             raise ValueError(f"--output {output} is not {', '.join(OUTPUT_FORMATS)}.")
+        if file_format and file_format != _format_of(output):
+            raise ValueError(f"--output {output} is not --format {file_format}.")
         return [Job(_existing(inputs[0]), output)], skipped
     for path in map(Path, inputs):
         folder, sources = path.parent, [path]
@@ -83,7 +86,7 @@ def find_jobs(inputs, output, file_format, suffix=f"_x{SCALE}"):
                 raise ValueError(f"No image in {path}. {' '.join(reasons[:3])}")
         for source in map(_existing, sources):
             name = source.relative_to(folder)
-            name = name.with_name(f"{name.stem}{suffix}.{file_format}")
+            name = name.with_name(f"{name.stem}{suffix}.{file_format or 'png'}")
             target = (output or folder) / name
             jobs.setdefault(os.path.abspath(source), Job(source, target))
     return list(jobs.values()), skipped
@@ -115,18 +118,16 @@ def enlarge_picture(generator, picture, tile=None, progress=None, size=None):
     Both are then reduced to `size`, if it is given, by Lanczos filtering.
     """
     lr = np.asarray(picture.image)
+    encode = to_uint8
     if picture.image.mode == "I;16":
-        lr, encode = (lr / 32767.5 - 1).astype("float32"), _to_gray_16
-    elif is_neutral(picture.image):
+        lr = (lr / 32767.5 - 1).astype("float32")
+        encode = _to_gray_16
+    elif picture.image.mode == "L":
         encode = _to_gray
-    else:
-        encode = to_uint8
     if lr.ndim == 2:
         lr = np.broadcast_to(lr[..., np.newaxis], (*lr.shape, 3))
     sr = enlarge(generator, lr, tile, encode, progress)
     sr = _reduce(Image.fromarray(sr), size)
-    if sr.mode == "L":
-        sr = sr.convert(picture.image.mode)  # RGB, if the picture is neutral
     if picture.alpha is not None:
         large = tuple(SCALE * side for side in picture.image.size)
         alpha = picture.alpha.resize(large, Image.Resampling.BICUBIC)
@@ -140,17 +141,12 @@ def _reduce(image, size):
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def is_neutral(image):
-    """Returns whether all channels of a Pillow image are equal."""
-    return len({channel.tobytes() for channel in image.split()}) == 1
-
-
 def _to_gray(sr):
-    return to_uint8(sr @ LUMA)
+    return to_uint8(sr[..., 0])  # the channels of enlarged gray are equal
 
 
 def _to_gray_16(sr):
-    return np.clip(np.rint((sr @ LUMA + 1) * 32767.5), 0, 65535).astype("uint16")
+    return np.clip(np.rint((sr[..., 0] + 1) * 32767.5), 0, 65535).astype("uint16")
 
 
 def upscale_file(generator, job, args):
@@ -160,11 +156,13 @@ def upscale_file(generator, job, args):
     size = choose_size(Size(*picture.image.size), args)
     name = _format_of(job.target)
     check_size(size, name)
-    bars = []
+    bar = None
 
     def show(num_done, num_tiles):
-        bars.append(bars[0] if bars else command_line.progress_bar(num_tiles, "tile"))
-        bars[0].update(num_done)
+        nonlocal bar
+        if bar is None:
+            bar = command_line.progress_bar(num_tiles, "tile")
+        bar.update(num_done)
 
     image = enlarge_picture(generator, picture, args.tile, show, size)
     losses = save_image(image, job.target, name, picture.metadata)
@@ -218,7 +216,11 @@ def parse_args(argv=None):
     add("--output", type=Path, metavar="PATH",
         help="folder for the results, or the result of a single image (default: beside "
         "each input)")  # fmt: skip
-    add("--format", choices=tuple(OUTPUT_FORMATS), default="png", help="file format")
+    add(
+        "--format",
+        choices=tuple(OUTPUT_FORMATS),
+        help="file format (default: png, or that of a file named by --output)",
+    )
     add("--tile", type=command_line.positive_int, metavar="PX",
         help="side of the tiles in px (default: by the image's size)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace earlier results")

@@ -5,6 +5,7 @@ parser = command_line.ArgumentParser(description=__doc__)
 
 import argparse
 import contextlib
+import glob
 import logging
 import os
 import signal
@@ -171,6 +172,15 @@ def progress_bar(target, unit):
     import keras
 
     return keras.utils.Progbar(target, verbose=int(sys.stdout.isatty()), unit_name=unit)
+
+
+def expand_patterns(paths):
+    """Expands patterns such as `*.jpg`, which Windows passes on as they are."""
+    expanded = []
+    for path in map(str, paths):
+        matches = [] if os.path.exists(path) else sorted(glob.glob(path))
+        expanded += matches or [path]
+    return expanded
 
 
 def named_folder(text):

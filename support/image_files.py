@@ -8,52 +8,51 @@ Only known formats and pixel types are read; others are refused with the reason.
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import secrets
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import (
-    ExifTags,
-    Image,
-    ImageCms,
-    ImageOps,
-    PngImagePlugin,
-    UnidentifiedImageError,
-)
+from PIL import Image, ImageCms, UnidentifiedImageError
 
+from support.metadata import NAMES, read_metadata, saving_options
 from support.pixels import SCALE
 
 MAX_PIXELS = 89_478_485  # Pillow's default limit against decompression bombs
-FORMATS_READ = (  # as Pillow names them; its build may lack the last two
-    *("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA"),
-    *("JPEG2000", "AVIF"),
-)
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif"),
-    *(".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
-    *(".jp2", ".j2k", ".j2c", ".jpx", ".jpf", ".avif"),
-)
-OTHER_SUFFIXES = (  # images that are not read, but named
-    *(".heic", ".heif", ".jxl", ".psd", ".exr", ".hdr", ".svg", ".eps", ".ico", ".qoi"),
-    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".xcf", ".pcx"),
-    *(".sgi", ".avifs"),
-)
+FORMATS_READ = {  # as Pillow names them; its build may lack the last two
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".mpo",),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf"),
+    "AVIF": (".avif",),
+}
+IMAGE_SUFFIXES = tuple(itertools.chain(*FORMATS_READ.values()))
+# Images that are not read, but named.
+CAMERA_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
+EDITOR_SUFFIXES = (".psd", ".psb", ".xcf", ".svg", ".eps", ".exr", ".hdr", ".pfm")
+FURTHER_SUFFIXES = (".heic", ".heif", ".hif", ".jxl", ".avifs", ".ico", ".qoi", ".dds")
+RARE_SUFFIXES = (".pcx", ".sgi", ".pef", ".srw")
+OTHER_SUFFIXES = CAMERA_SUFFIXES + EDITOR_SUFFIXES + FURTHER_SUFFIXES + RARE_SUFFIXES
 # upscale.py writes photo_x4.png, photo_x2.5.png or photo_1600x1200.png for photo.jpg.
 RESULT_STEM = re.compile(rf"(.+)_(x[1-{SCALE}](\.\d+)?|\d+x\d+)", re.DOTALL)
-# Those that describe the photograph, not how its pixels are stored.
-TIFF_KEPT_TAGS = (270, 271, 272, 305, 306, 315, 316, 33432, 34665, 34853)
-EXIF_SIZE_TAGS = (256, 257, 0xA002, 0xA003)  # two pairs of width and height
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
-MAX_JPEG_SEGMENT = 65533 - 32  # bytes of EXIF or XMP data, less their headers
 OUTPUT_FORMATS = {  # Pillow's name, largest side in px, options for saving
     "png": ("PNG", 2**31 - 1, {}),
     "jpg": ("JPEG", 65500, {"quality": 95}),
     "webp": ("WEBP", 16383, {"quality": 95}),
 }
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
+LEVEL_STEPS = {"L;2": 85, "L;4": 17}  # of PNG's 2 and 4 bits in Pillow's 8
+_limit_lock = threading.Lock()
 
 
 class Picture(NamedTuple):
@@ -117,12 +116,14 @@ def original_stem(stem):
 
 def read_picture(path, max_pixels=MAX_PIXELS):
     """Reads an image file as a `Picture`, or raises `UnreadableImageError`."""
-    return _read(path, max_pixels, _take_apart)
+    with _opened(path) as file:
+        return _to_picture(_open_image(file, max_pixels), file)
 
 
 def read_size(path):
     """Returns (width, height) from a file's header, perhaps not upright."""
-    return _read(path, MAX_PIXELS, lambda image, notes: image.size)
+    with _opened(path) as file:
+        return _open_image(file, MAX_PIXELS).size
 
 
 def read_rgb(path):
@@ -133,10 +134,13 @@ def read_rgb(path):
 def flatten(picture):
     """Converts a `Picture` to 8-bit RGB, its transparent parts laid on white."""
     image = to_8_bits(picture.image).convert("RGB")
-    return _lay_on_white(image, picture.alpha) if picture.alpha else image
+    if picture.alpha is None:
+        return image
+    return composite_on_white(image, picture.alpha)
 
 
-def _lay_on_white(image, alpha):
+def composite_on_white(image, alpha):
+    """Lays a Pillow image of mode "L" or "RGB" on white."""
     return Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
 
 
@@ -147,24 +151,15 @@ def to_8_bits(image):
     return Image.fromarray(np.rint(np.asarray(image) / 257.0).astype("uint8"))
 
 
-def _read(path, max_pixels, work):
-    """Opens a file for `work(image, notes)`; any failure names the file and reason."""
-    Image.MAX_IMAGE_PIXELS = None  # checked below, for all formats, by name
+@contextlib.contextmanager
+def _opened(path):
+    """Opens a file; any failure to read it names the file and the reason."""
     path = Path(path)
     try:
         if not path.is_file():
             raise ValueError("there is no such file")
-        try:
-            with _open(path, max_pixels) as image:
-                return work(image, [])
-        except (ValueError, SyntaxError, UnidentifiedImageError):
-            # Pillow refuses a whole PNG because of damaged or large metadata.
-            content = path.read_bytes()
-            if not content.startswith(PNG_SIGNATURE):
-                raise
-        note = "its metadata are damaged or exceed Pillow's limits and were dropped"
-        with _open(_without_metadata(content), max_pixels) as image:
-            return work(image, [note])
+        with open(path, "rb") as file:
+            yield file
     except UnidentifiedImageError as error:
         reason = "not an image, a damaged one, or of a format that this Pillow lacks"
         if path.suffix.lower() in OTHER_SUFFIXES:
@@ -172,57 +167,91 @@ def _read(path, max_pixels, work):
         raise UnreadableImageError(path, reason) from error
     except Exception as error:  # damaged files make Pillow raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        if "MAX_TEXT" in reason:
+            reason = "its text or color profile is larger than Pillow accepts"
         raise UnreadableImageError(path, reason.rstrip(".")) from error
 
 
-def _open(file, max_pixels):
+def _open_image(file, max_pixels):
+    """Opens a Pillow image, and refuses what Pillow would not read right."""
     Image.init()
     # Pillow judges by content and would start Ghostscript on a PostScript file.
-    image = Image.open(file, formats=[f for f in FORMATS_READ if f in Image.OPEN])
+    formats = [name for name in FORMATS_READ if name in Image.OPEN]
+    with _without_pillow_limit():
+        image = Image.open(file, formats=formats)
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height} px"
         raise ValueError(f"{size} exceed the limit. Pass a larger --max-pixels")
-    # Pillow's mode "I" also stands for 16 bits in PPM, but for 32 bits in TIFF.
-    is_tiff = image.format == "TIFF"
-    is_signed = is_tiff and image.tag_v2.get(339, (1,))[0] not in (1, 4)
-    if image.mode == "F" or is_signed or (image.mode == "I" and is_tiff):
-        raise ValueError("its pixels are floating-point, signed or 32-bit numbers")
+    kind = _unsupported_kind(image)
+    if kind:
+        raise ValueError(f"{kind} are not supported. Convert it to 8 bits")
     return image
 
 
-def _without_metadata(content):
-    """Copies a PNG's chunks of pixels, transparency and orientation to memory."""
-    kept, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
-    while position < len(content):
-        # A chunk: length, four letters, data, checksum.
-        end = position + 12 + int.from_bytes(content[position : position + 4], "big")
-        if content[position + 4 : position + 8] in PNG_KEPT_CHUNKS:
-            kept.append(content[position:end])
-        position = end
-    return io.BytesIO(b"".join(kept))
+@contextlib.contextmanager
+def _without_pillow_limit():
+    """Lets Pillow open images of any size, since `_open_image` checks it by name."""
+    with _limit_lock:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
-def _take_apart(image, notes):
-    """Returns the `Picture` of an opened Pillow image."""
-    raw_mode = str(image.tile[0][3]) if image.tile else ""  # for the decoder
-    is_deep = re.search(";16[BLN]", raw_mode)
-    if image.format == "PPM" and isinstance(image.tile[0][3], tuple):
-        is_deep = image.tile[0][3][-1] > 255  # the largest level
-    if is_deep and not image.mode.startswith("I"):
+def _unsupported_kind(image):
+    """Names the kind of pixels that Pillow alone would read wrong, or `None`."""
+    if image.mode == "LAB":
+        return "CIE Lab colors"
+    if image.mode == "F":
+        return "floating-point pixels"
+    if image.format == "PNG" and "transparency" in image.info:
+        return "16-bit pixels with a transparent level" if _is_deep(image) else None
+    if image.format != "TIFF":
+        return None
+    bits = image.tag_v2.get(TIFF_BITS, (1,))[0]
+    if bits == 32 or image.tag_v2.get(TIFF_SAMPLE_FORMAT, (1,))[0] not in (1, 4):
+        return "floating-point, signed and 32-bit pixels"
+    if bits not in (1, 2, 4, 8, 16):
+        return f"{bits}-bit pixels"
+    if bits == 16 and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
+        return "16-bit pixels whose zero is white"
+    return None
+
+
+def _is_deep(image):
+    """Returns whether an opened file stores more than 8 bits per value."""
+    arguments = image.tile[0][3] if image.tile else ""  # for Pillow's decoder
+    if image.format == "PPM" and isinstance(arguments, tuple):
+        return arguments[-1] > 255  # the largest level
+    return bool(re.search(";16[BLN]", str(arguments)))
+
+
+def _to_picture(image, file):
+    """Returns the `Picture` of an opened Pillow image and its file."""
+    notes = []
+    raw_mode = image.tile[0][3] if image.tile else ""
+    if _is_deep(image) and not image.mode.startswith("I"):
         notes.append("16-bit color was read as 8-bit, which is all Pillow can")
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append(f"only the first of {image.n_frames} frames was read")
-    image.load()
-    metadata = _read_metadata(image, notes)
+    if image.width * image.height <= MAX_PIXELS:
+        image.load()  # in several threads at once
+    else:
+        with _without_pillow_limit():
+            image.load()
+    metadata = read_metadata(image, file, notes)
     profile = metadata.pop("icc_profile", None)
-    if image.mode in ("CMYK", "LAB"):
+    if image.mode == "CMYK":
         image, profile = _to_srgb(image, profile, notes)
-    elif image.mode.startswith("I"):
-        image = _read_16_bits(image, notes)
-    image = _to_plain_mode(image, raw_mode)
+    if raw_mode in LEVEL_STEPS and "transparency" in image.info:
+        image.info["transparency"] *= LEVEL_STEPS[raw_mode]
+    image = _to_plain_mode(image)
     image.info.clear()  # which Pillow would save again
-    alpha = image.getchannel("A") if image.mode.endswith("A") else None
-    if alpha is not None:
+    alpha = None
+    if image.mode.endswith("A"):
+        alpha = image.getchannel("A")
         image = bleed_colors(image)
     space = b"RGB " if image.mode == "RGB" else b"GRAY"
     if profile and profile[16:20] == space:
@@ -232,87 +261,26 @@ def _take_apart(image, notes):
     return Picture(image, alpha, metadata, notes)
 
 
-def _read_metadata(image, notes):
-    """Applies the EXIF orientation; returns what can be saved with the result."""
-    metadata, is_tiff = {}, image.format == "TIFF"
-    try:
-        Image.Exif().load(image.info.get("exif"))
-        ImageOps.exif_transpose(image, in_place=True)
-        exif = image.getexif()
-        for tag in set(exif).difference(TIFF_KEPT_TAGS) if is_tiff else ():
-            del exif[tag]
-        if exif.tobytes() and len(exif):
-            metadata["exif"] = exif
-    except Exception:  # offsets that lead anywhere make Pillow raise almost anything
-        image.info.pop("exif", None)
-        exif = {}
-        notes.append("its EXIF data are damaged and were dropped")
-    for key in ("icc_profile", "xmp"):
-        if image.info.get(key):
-            metadata[key] = image.info[key]
-    if image.format == "PNG" and image.text:
-        # ImageMagick stores EXIF data and others as text, too.
-        others = ("XML:com.adobe.xmp", "Raw profile type")
-        text = {k: v for k, v in image.text.items() if not k.startswith(others)}
-        metadata["text"] = text
-    dpi = tuple(float(value) for value in image.info.get("dpi", ()))
-    # Pillow makes up a value if the file has no resolution.
-    is_known = image.format not in ("TIFF", "JPEG", "MPO")
-    is_known |= is_tiff and 282 in image.tag_v2 and image.tag_v2.get(296) != 1
-    is_known |= bool(image.info.get("jfif_unit")) or (not is_tiff and 282 in exif)
-    if is_known and len(dpi) == 2 and all(0 < value < 2**16 for value in dpi):
-        metadata["dpi"] = dpi
-    return metadata
-
-
 def _to_srgb(image, profile, notes):
-    """Converts CMYK by its profile, or Lab, to RGB; returns it and its profile."""
+    """Converts CMYK, by its profile if it has one; returns RGB and its profile."""
+    if profile is None:
+        return image.convert("RGB"), None
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     try:
-        if image.mode == "LAB":
-            source = ImageCms.createProfile("LAB")
-        elif profile is None:
-            return image.convert("RGB"), None
-        else:
-            source = io.BytesIO(profile)
+        source = io.BytesIO(profile)
         image = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-        return image, srgb.tobytes()
     except (ImageCms.PyCMSError, OSError) as error:
         notes.append(f"its color profile cannot be used ({error})")
         return image.convert("RGB"), None
+    return image, srgb.tobytes()
 
 
-def _read_16_bits(image, notes):
-    """Returns 16-bit gray as mode "I;16", or as "LA" if one level is transparent."""
-    levels = np.asarray(image).astype("float64")
-    if image.format == "TIFF":
-        levels *= 65535 / (2 ** image.tag_v2.get(258, (16,))[0] - 1)  # 12 bits
-        if image.tag_v2.get(262) == 0:  # WhiteIsZero, which Pillow leaves as it is
-            levels = 65535 - levels
-    gray = Image.fromarray(np.rint(levels).astype("uint16"))
-    transparent = image.info.get("transparency")
-    if transparent is None:
-        return gray
-    notes.append("16-bit gray with transparency was read as 8-bit")
-    gray = to_8_bits(gray)
-    gray.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype("u1")))
-    return gray
-
-
-def _to_plain_mode(image, raw_mode):
+def _to_plain_mode(image):
     """Converts to one of the modes L, LA, RGB, RGBA and I;16."""
-    if image.mode == "I;16":
-        return image
-    # PNG: Pillow converts pixels to 8 bits, but not the level that is transparent.
-    level = image.info.get("transparency")
-    if raw_mode in ("L;2", "L;4") and isinstance(level, int):
-        image.info["transparency"] = level * {"L;2": 85, "L;4": 17}[raw_mode]
-    elif raw_mode == "RGB;16B" and isinstance(level, tuple):
-        image.info["transparency"] = tuple(value >> 8 for value in level)
-    is_gray = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        return image.convert("LA" if is_gray else "RGBA")
-    return image.convert("L" if is_gray else "RGB")
+    if image.mode.startswith("I"):
+        return Image.fromarray(np.asarray(image).astype("uint16"))
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    return image.convert(f"{mode}A" if image.has_transparency_data else mode)
 
 
 def bleed_colors(image):
@@ -320,14 +288,15 @@ def bleed_colors(image):
 
     The network would draw the black or white hidden there into the edges.
     """
-    colors, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
+    colors = image.convert(image.mode[:-1])
+    alpha = image.getchannel("A")
     if alpha.getextrema()[0] == 255 or image.size == (1, 1):
         return colors
     coarse = image.reduce(2)  # weights colors by their alpha
     coarse.putalpha(coarse.getchannel("A").point(lambda level: min(255, 4 * level)))
-    filled = bleed_colors(coarse)
-    size = tuple(2 * side for side in filled.size)
-    filled = filled.resize(size, Image.Resampling.NEAREST).crop((0, 0, *image.size))
+    box = (0, 0, image.width / 2, image.height / 2)
+    nearest = Image.Resampling.NEAREST
+    filled = bleed_colors(coarse).resize(image.size, nearest, box)
     filled.paste(colors, mask=alpha)
     return filled
 
@@ -370,40 +339,32 @@ def save_image(image, path, file_format="png", metadata=None):
         image = to_8_bits(image)
         notes.append(f"{file_format} has 8 bits, not 16")
     if image.mode.endswith("A") and name == "JPEG":
-        image = _lay_on_white(image.convert(image.mode[:-1]), image.getchannel("A"))
+        image = composite_on_white(
+            image.convert(image.mode[:-1]), image.getchannel("A")
+        )
         notes.append("jpg has no transparency: laid on white")
-    options = options | _metadata_options(image, name, dict(metadata or {}), notes)
+    kept = {}
+    for key, value in (metadata or {}).items():
+        if _can_hold(name, image.mode, key, value):
+            kept[key] = value
+        else:
+            label = NAMES.get(key, key)
+            notes.append(f"{label} dropped, which {file_format} cannot hold")
+    options = options | saving_options(kept, name, image.size)
     with atomic_path(path) as temporary:
         image.save(temporary, format=name, **options)
     return notes
 
 
-def _metadata_options(image, name, metadata, notes):
-    """Returns Pillow's options that save `metadata`; notes what does not fit."""
-    if exif := metadata.pop("exif", None):
-        has_details = ExifTags.IFD.Exif in exif
-        for part in (exif, exif.get_ifd(ExifTags.IFD.Exif) if has_details else {}):
-            for tag, side in zip(EXIF_SIZE_TAGS, 2 * image.size, strict=True):
-                if tag in part:
-                    part[tag] = side
-        metadata["exif"] = exif.tobytes()
-    is_gray = image.mode in ("L", "LA", "I;16")
-    if name == "WEBP" and is_gray and metadata.pop("icc_profile", None):
-        notes.append("webp stores gray as RGB: ICC profile dropped")
-    if name == "WEBP" and metadata.pop("dpi", None):
-        notes.append("resolution dropped, which webp cannot hold")
-    for key in ("exif", "xmp") if name == "JPEG" else ():
-        if len(metadata.get(key, b"")) > MAX_JPEG_SEGMENT:
-            del metadata[key]
-            notes.append(f"{key.upper()} data are too large for jpg and were dropped")
-    text = metadata.pop("text", None)
-    if name == "PNG":
-        info = PngImagePlugin.PngInfo()
-        for key, value in (text or {}).items():
-            info.add_itxt(key, value)
-        if xmp := metadata.pop("xmp", None):
-            info.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
-        metadata["pnginfo"] = info
-    elif text:
-        notes.append("text dropped, which only png keeps")
-    return metadata
+def _can_hold(name, mode, key, value):
+    """Returns whether one pixel, saved with a piece of metadata, is read with it."""
+    file = io.BytesIO()
+    try:
+        options = saving_options({key: value}, name, (1, 1))
+        Image.new(mode, (1, 1)).save(file, name, **options)
+        metadata = _to_picture(_open_image(file, MAX_PIXELS), file).metadata
+    except Exception:  # limits of formats make Pillow raise almost anything
+        return False
+    if isinstance(value, (bytes, str, dict)):
+        return metadata.get(key) == value
+    return key in metadata

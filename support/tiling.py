@@ -16,15 +16,17 @@ from support.pixels import SCALE, to_float
 # 0.8 GB for the largest. There are few sizes, because on a GPU Keras compiles the
 # network for each of them.
 TILE_SIZES = (64, 128, 256)
-CLIPPED_RADIUS = 2  # LR px
+LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as Pillow's "L"
+GRAY_TOLERANCE = 2.5 / 127.5  # two levels of 8 bits, by which lossy formats tint gray
+SURROUNDINGS = 2  # LR px, as far as an area must be plain for its pixels to count
 
 
 def enlarge(generator, lr, tile=None, encode=None, progress=None):
     """Enlarges an image by `SCALE`; the size of the tiles does not show.
 
     The network pads every layer's input with zeros, which darkens borders, so it gets
-    the image's reflection as context there. Black and white stay exact: the networks'
-    tanh does not reach them.
+    the image's reflection as context there. Gray areas get no tint from it. Black and
+    white areas stay exact: the networks' tanh does not reach them.
 
     Args:
         generator: `keras.Model` of `networks.build_generator`.
@@ -81,15 +83,32 @@ def _enlarge_window(generator, window, context):
     window = to_float(window) if window.dtype == np.uint8 else window.astype("float32")
     sr = generator.predict_on_batch(window[np.newaxis])[0]
     sr = sr[SCALE * context : -SCALE * context, SCALE * context : -SCALE * context]
+    inner = window[context:-context, context:-context]
+
+    is_gray = np.ptp(window, axis=-1) <= GRAY_TOLERANCE
+    is_gray = _erode(is_gray)[context:-context, context:-context]
+    if is_gray.any():
+        # The network decides on brightness, and the input on color.
+        brightness = (sr @ LUMA)[..., np.newaxis]
+        color = inner - (inner @ LUMA)[..., np.newaxis]
+        untinted = brightness + _repeat(color)
+        sr = np.where(_repeat(is_gray)[..., np.newaxis], untinted, sr)
+
     for level in np.float32([-1, 1]):
-        clipped = _erode(window == level)[context:-context, context:-context]
-        sr = np.where(clipped.repeat(SCALE, 0).repeat(SCALE, 1), level, sr)
+        is_clipped = (window == level).all(axis=-1)
+        is_clipped = _erode(is_clipped)[context:-context, context:-context]
+        sr = np.where(_repeat(is_clipped)[..., np.newaxis], level, sr)
     return sr
 
 
 def _erode(mask):
-    """Keeps values whose neighbors within `CLIPPED_RADIUS` all are `True`."""
+    """Keeps pixels of a mask whose neighbors within `SURROUNDINGS` all are `True`."""
     for axis in (0, 1):
-        shifts = range(-CLIPPED_RADIUS, CLIPPED_RADIUS + 1)
+        shifts = range(-SURROUNDINGS, SURROUNDINGS + 1)
         mask = np.logical_and.reduce([np.roll(mask, shift, axis) for shift in shifts])
     return mask
+
+
+def _repeat(pixels):
+    """Enlarges by repeating pixels."""
+    return pixels.repeat(SCALE, axis=0).repeat(SCALE, axis=1)

@@ -7,18 +7,15 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
+from PIL import Image, ImageCms, ImageDraw
 
 from support import image_files, pixels
 from support.image_files import UnreadableImageError, read_picture, read_rgb
-from upscale import is_neutral
 
 ORIENTATION, MAKE, WIDTH, DETAILS, GPS = 0x0112, 0x010F, 0x0100, 0x8769, 0x8825
 PIXEL_WIDTH, PIXEL_HEIGHT, TAKEN = 0xA002, 0xA003, 0x9003
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), "uint8")
-XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
-FORMATS = "png bmp tga ppm tif jp2 webp gif jpg avif"
-CANNOT = {(12, 0, "<"), (12, 0, ">"), (12, 1, ">"), (16, 0, ">")}  # TIFF, by Pillow
+FORMATS = "png bmp tga ppm tif jp2 webp gif jpg mpo avif"
 
 
 def pack(levels, bits):
@@ -87,15 +84,15 @@ def test_ranges_and_scales():
     assert pixels.enlarge_by_filter(NOISE[..., 0]).shape == (24, 32)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_gray_tiff(tmp_path, bits, photometric, order):
-    """WhiteIsZero of 16 bits came out negative, 12 bits nearly black."""
+    """WhiteIsZero of 16 bits came out negative."""
     path = tmp_path / "a.tif"
     write_tiff(path, ramp(bits), bits, photometric, order=order)
-    if (bits, photometric, order) in CANNOT:
-        with pytest.raises(UnreadableImageError, match=r"a\.tif"):
+    if bits == 16 and photometric == 0:
+        with pytest.raises(UnreadableImageError, match=r"a\.tif: .*"):
             read_picture(path)
         return
     picture = read_picture(path)
@@ -122,8 +119,9 @@ def test_portable_maps(tmp_path, maximum):
         assert (picture.image.mode == "I;16") == (maximum > 255 and name == "a.pgm")
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("clear", [0, 3, 7, None])
+@pytest.mark.parametrize(("bits", "clear"), [
+    *itertools.product((1, 2, 4, 8), (0, 3, 7, None)), (16, None),
+])  # fmt: skip
 def test_gray_png(tmp_path, bits, clear):
     """The transparent level was compared with pixels of other bits: all opaque."""
     levels, before = ramp(bits), b""
@@ -143,27 +141,23 @@ def test_gray_png(tmp_path, bits, clear):
 
 
 def test_transparent_color(tmp_path):
-    """As above, for color; and 16-bit color was cut to 8 bits without a word."""
-    levels = NOISE * np.uint16(257)
-    before = chunk(b"tRNS", struct.pack(">3H", *levels[2, 3]))
-    picture = read_picture(write_png(tmp_path / "a.png", levels, 16, 2, before))
+    """As above, for color."""
+    before = chunk(b"tRNS", struct.pack(">3H", *NOISE[2, 3]))
+    picture = read_picture(write_png(tmp_path / "a.png", NOISE, before=before))
     visible = np.array(picture.alpha) > 0
     assert np.argwhere(~visible).tolist() == [[2, 3]]
     np.testing.assert_array_equal(np.array(picture.image)[visible], NOISE[visible])
+
+
+def test_16_bits_that_pillow_cuts(tmp_path):
+    """16-bit color was cut to 8 bits without a word, gray with alpha was tinted."""
+    picture = read_picture(write_png(tmp_path / "a.png", NOISE * np.uint16(257), 16))
+    np.testing.assert_array_equal(picture.image, NOISE)
     assert "16-bit color was read as 8-bit" in picture.notes[0]
-
-
-def test_gray_stays_gray(tmp_path):
-    """Gray with alpha of 16 bits and screentones stored as RGB were tinted."""
     levels = np.stack([ramp(16), ramp(16)[:, ::-1]], axis=-1)
     picture = read_picture(write_png(tmp_path / "a.png", levels, 16, 4))
+    assert np.ptp(picture.image, axis=-1).max() == 0
     np.testing.assert_array_equal(picture.alpha, levels[..., 1] >> 8)
-    gray = Image.fromarray(NOISE[..., 0])
-    for image in (picture.image, gray, gray.convert("RGB"), gray.convert("I;16")):
-        assert is_neutral(image)
-    tinted = gray.convert("RGB")
-    tinted.putpixel((7, 5), (0, 0, 1))
-    assert not is_neutral(tinted)
 
 
 @pytest.mark.parametrize(("suffix", "mode"), [
@@ -186,15 +180,9 @@ def test_formats_and_modes(tmp_path, suffix, mode):
     assert image_files.find_images(tmp_path) == ([path], {})
 
 
-def test_lab_and_cmyk_profiles(tmp_path, monkeypatch):
-    """Lab pixels kept their Lab profile as RGB; a printer's CMYK was too bright."""
-    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+def test_cmyk_profiles(tmp_path, monkeypatch):
+    """A printer's CMYK was too bright, and its profile was stored with RGB pixels."""
     soft = Image.fromarray(NOISE // 4 + 96)
-    image = ImageCms.profileToProfile(soft, srgb, lab, outputMode="LAB")
-    image.save(tmp_path / "a.tif", icc_profile=ImageCms.ImageCmsProfile(lab).tobytes())
-    picture = read_picture(tmp_path / "a.tif")
-    np.testing.assert_allclose(picture.image, soft, atol=4)
-    assert picture.metadata["icc_profile"][16:20] == b"RGB "
     soft.convert("CMYK").save(tmp_path / "b.tif", icc_profile=b"no profile")
     assert "color profile cannot be used" in read_picture(tmp_path / "b.tif").notes[0]
 
@@ -205,6 +193,7 @@ def test_lab_and_cmyk_profiles(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageCms, "profileToProfile", convert)
     picture = read_picture(tmp_path / "b.tif")
     np.testing.assert_allclose(picture.image, np.array(soft) // 2, atol=1)
+    assert picture.metadata["icc_profile"][16:20] == b"RGB "
 
 
 def test_no_note_without_need(tmp_path):
@@ -231,18 +220,46 @@ def test_no_note_without_need(tmp_path):
     ("int16.tif", lambda path: write_tiff(path, ramp(16), 16, 1, 2), "signed"),
     ("int8.tif", lambda path: write_tiff(path, ramp(8), 8, 1, 2), "signed"),
     ("pfm.ppm", lambda path: path.write_bytes(b"Pf\n2 1\n-1.0\n" + bytes(8)), "float"),
+    ("12.tif", lambda path: write_tiff(path, ramp(12), 12), "12-bit"),
+    ("lab.tif", lambda path: Image.new("LAB", (4, 4)).save(path), "Lab"),
+    ("gray.png", lambda path: write_png(path, ramp(16), 16, 0,
+     chunk(b"tRNS", b"01")), "16-bit pixels with a transparent level"),
+    ("color.png", lambda path: write_png(path, NOISE * np.uint16(257), 16, 2,
+     chunk(b"tRNS", b"012345")), "16-bit pixels with a transparent level"),
+    ("text_chunk.png", lambda path: write_png(path, NOISE, before=chunk(
+     b"zTXt", b"key\0\0" + zlib.compress(bytes(2_000_000)))), "larger than"),
+    ("profile.png", lambda path: write_png(path, NOISE, before=chunk(
+     b"iCCP", b"key\0\0" + zlib.compress(bytes(2_000_000)))), "larger than"),
+    ("chunk.png", lambda path: write_png(path, NOISE, before=chunk(
+     b"gAMA", b"1234")[:-1] + b"x"), "damaged"),
     ("text.png", lambda path: path.write_text("no image"), "not an image"),
     ("script.png", lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), "not an"),
     ("gone.png", lambda path: None, "no such file"),
     ("cut.png", lambda path: (write_png(path, NOISE), os.truncate(path, 99)), ""),
 ])  # fmt: skip
 def test_refused_by_name(tmp_path, name, write, reason):
-    """Floating-point and 32-bit files were read as black, and trained on."""
+    """What Pillow reads wrong, as black, inverted or opaque, was trained on."""
     write(tmp_path / name)
     for read in (read_picture, read_rgb):
         with pytest.raises(UnreadableImageError, match=f"{name}: .*{reason}") as caught:
             read(tmp_path / name)
     assert name not in caught.value.reason
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "webp", "tif", "mpo"])
+def test_pillow_keeps_its_limit(tmp_path, monkeypatch, recwarn, suffix):
+    """Reading a size switched off Pillow's guard against bombs for a whole program."""
+    for owner, name in ((Image, "MAX_IMAGE_PIXELS"), (image_files, "MAX_PIXELS")):
+        monkeypatch.setattr(owner, name, 20)
+    path = tmp_path / f"a.{suffix}"
+    image = Image.fromarray(NOISE)
+    if suffix != "mpo":
+        image.putalpha(128)
+    image.save(path)
+    assert read_picture(path, max_pixels=48).image.size == (8, 6)
+    with pytest.raises(UnreadableImageError, match=r"8x6 px .*larger --max-pixels"):
+        image_files.read_size(path)
+    assert (Image.MAX_IMAGE_PIXELS, list(recwarn)) == (20, [])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -260,111 +277,6 @@ def test_upright(tmp_path, orientation):
         np.testing.assert_array_equal(picture.image, upright, err_msg=name)
         assert picture.metadata["exif"].get(ORIENTATION, 1) == 1
         assert sorted(image_files.read_size(tmp_path / name)) == [6, 8]
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "avif"])
-@pytest.mark.parametrize("file_format", ["png", "jpg", "webp"])
-def test_exif_and_xmp_survive(tmp_path, suffix, file_format):
-    """EXIF data of TIFF files were lost; sizes in them stayed those of the input."""
-    exif, options, path = Image.Exif(), {"xmp": XMP}, tmp_path / f"a.{suffix}"
-    exif.load(make_exif(6))
-    if suffix == "tif":
-        exif[700] = XMP
-    if suffix == "png":
-        options = {"pnginfo": PngImagePlugin.PngInfo()}
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
-    Image.fromarray(NOISE).save(path, exif=exif.tobytes(), **options)
-    picture = read_picture(path)
-    large, path = picture.image.resize((24, 32)), tmp_path / f"result.{file_format}"
-    assert image_files.save_image(large, path, file_format, picture.metadata) == []
-    with Image.open(path) as result:
-        assert result.info["xmp"] == XMP
-        exif = result.getexif()
-    assert (exif[MAKE], exif.get(ORIENTATION, 1)) == ("Phone", 1)
-    details = {PIXEL_WIDTH: 24, PIXEL_HEIGHT: 32, TAKEN: "2020:01:01 00:00:00"}
-    assert (exif.get_ifd(DETAILS), exif.get_ifd(GPS)) == (details, {1: "N"})
-    assert exif.get(WIDTH, 24) == 24
-
-
-def test_png_text_survives(tmp_path):
-    """Titles and authors were dropped; EXIF data stored as text turned the result."""
-    raw = b"\nexif\n%8d\n%s\n" % (len(make_exif(6)), make_exif(6).hex().encode())
-    profile = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw))
-    before = chunk(b"tEXt", b"By\0me") + profile
-    path = write_png(tmp_path / "a.png", NOISE, before=before)
-    picture = read_picture(path)
-    assert picture.image.size == (6, 8)
-    assert "text" in str(image_files.save_image(NOISE, path, "jpg", picture.metadata))
-    assert image_files.save_image(NOISE, path, "png", picture.metadata) == []
-    assert read_picture(path).metadata["text"] == {"By": "me"}
-
-
-def test_resolution(tmp_path):
-    """Files without a resolution got one of 1 or 72 dpi; WebP lost 300 silently."""
-    image, path = Image.fromarray(NOISE), tmp_path / "a"
-    for file_format, options in (("TIFF", {}), ("JPEG", {"exif": make_exif(1)})):
-        image.save(path, file_format, **options)
-        assert "dpi" not in read_picture(path).metadata
-    image.save(path, "TIFF", dpi=(300, 300))
-    metadata = read_picture(path).metadata
-    for suffix in ("png", "jpg", "webp"):
-        notes = image_files.save_image(image, path, suffix, metadata)
-        kept = read_picture(path).metadata.get("dpi", (0, 0))
-        assert kept == pytest.approx((300, 300), abs=0.1) or "resolution" in str(notes)
-
-
-@pytest.mark.parametrize("where", ["before", "after"])
-@pytest.mark.parametrize(("name", "head"), [
-    (b"zTXt", b"key\0\0"), (b"iTXt", b"key\0\1\0\0\0"), (b"iCCP", b"profile\0\0"),
-    (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0")])  # fmt: skip
-def test_too_much_text(tmp_path, where, name, head):
-    """A good picture was refused because Pillow limits the text beside it."""
-    large = chunk(name, head + zlib.compress(bytes(2_000_000)))
-    path = write_png(tmp_path / "a.png", NOISE, **{where: large})
-    picture = read_picture(path)
-    np.testing.assert_array_equal(picture.image, NOISE)
-    assert "dropped" in picture.notes[0]
-    assert image_files.read_size(path) == (8, 6)
-
-
-@pytest.mark.parametrize("length", [65_400, 65_500, 65_533, 70_000])
-def test_too_much_for_jpeg(tmp_path, length):
-    """EXIF data of 70 KB failed in Pillow's jargon, after all the work."""
-    exif = Image.Exif()
-    exif[0x010E] = length * "x"
-    for suffix in ("jpg", "png", "webp"):
-        path, metadata = tmp_path / f"a.{suffix}", {"exif": exif, "xmp": length * b"x"}
-        notes = image_files.save_image(Image.fromarray(NOISE), path, suffix, metadata)
-        kept = read_picture(path).metadata
-        for key in metadata:
-            assert (key in kept) != (f"{key.upper()} data are too large" in str(notes))
-            assert key in kept or suffix == "jpg"
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
-def test_damaged_exif_is_dropped(tmp_path, file_format):
-    """A good picture was refused for what nobody sees of it."""
-    Image.fromarray(NOISE).save(tmp_path / "a", file_format, exif=b"Exif\0\0damaged")
-    assert "EXIF data are damaged" in read_picture(tmp_path / "a").notes[0]
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16", "RGB", "RGBA", "P"])
-@pytest.mark.parametrize("space", ["GRAY", "RGB ", "CMYK", "Lab "])
-def test_profiles_fit_pixels(tmp_path, mode, space):
-    """RGB pixels were stored with a GRAY or Lab profile, which viewers reject."""
-    image = Image.fromarray(NOISE).convert(mode.replace("I;16", "L")).convert(mode)
-    profile = bytes(16) + space.encode() + bytes(108)
-    image.save(tmp_path / "a", "PNG", icc_profile=profile)
-    picture = read_picture(tmp_path / "a")
-    fits = space == ("RGB " if picture.image.mode == "RGB" else "GRAY")
-    assert ("does not fit" in str(picture.notes)) != fits
-    for suffix in ("png", "jpg", "webp"):
-        result = Image.fromarray(np.array(picture.image))
-        notes = image_files.save_image(result, tmp_path / "a", suffix, picture.metadata)
-        is_lost = fits and suffix == "webp" and space == "GRAY"
-        with Image.open(tmp_path / "a") as result:
-            assert ("icc_profile" in result.info) == (fits and not is_lost)
-        assert ("ICC profile dropped" in str(notes)) == is_lost
 
 
 @pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 255, 255), (0, 255, 0)])

@@ -8,7 +8,7 @@ from metrics import psnr
 from networks import Network, build_generator, build_network, receptive_field_radius
 from support import tiling, weight_files
 from support.image_files import read_rgb
-from support.pixels import SCALE, to_uint8
+from support.pixels import SCALE, to_float, to_uint8
 
 ROUNDING = 1e-5  # float32, in [-1, 1]
 
@@ -120,13 +120,30 @@ def test_what_is_no_such_image_is_refused(small):
 
 
 def test_only_black_and_white_areas_are_set(small):
-    """White dots and edges, which the network may draw, were overwritten."""
-    lr = np.zeros((20, 20, 3), "float32")
-    lr[5:12, 5:12, 0], lr[15, 15] = 1, 1
+    """White dots and edges were overwritten; saturated red lost its texture."""
+    lr = np.full((20, 20, 3), (0.3, 0.0, -0.3), "float32")
+    lr[5:12, 5:12], lr[15, 15], lr[13:, :8, 0] = 1, 1, 1
     expected = lr.repeat(SCALE, 0).repeat(SCALE, 1) / 2
-    expected[28:40, 28:40, 0] = 1  # more than two LR px from what is not white
+    expected[28:40, 28:40] = 1  # more than two LR px from what is not white
     fake = FakeGenerator(small, gain=0.5)
     np.testing.assert_array_equal(tiling.enlarge(fake, lr, 6), expected)
+
+
+def test_gray_areas_get_no_tint(small):
+    """One pixel that is not quite gray, or a stamp, let a whole page be tinted."""
+    rng = np.random.default_rng(9)
+    lr = rng.integers(0, 256, (40, 30, 1), "uint8").repeat(3, axis=-1)
+    lr[0, 0] = 255, 254, 255
+    lr[20:30, 10:20] = rng.integers(0, 256, (10, 10, 3))
+    fake = FakeGenerator(small, gain=np.float32([0.9, 0.7, 0.8]))
+    sr = tiling.enlarge(fake, lr, 16, to_uint8)
+    drawn = to_uint8(enlarge_whole(fake, to_float(lr)))
+    tint = np.ptp(sr.astype(int), axis=-1)
+    assert tint[4:68].max() == 0
+    assert tint.max(axis=1)[:4].max() == 1
+    np.testing.assert_array_equal(sr[80:120, 40:80], drawn[80:120, 40:80])
+    brightness = drawn @ tiling.LUMA - sr @ tiling.LUMA
+    assert np.abs(brightness).max() <= 1.01
 
 
 @pytest.mark.parametrize(("weights", "side", "tile"), [

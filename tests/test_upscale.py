@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from test_image_files import chunk, ramp, write_png, write_tiff
 
 import upscale
 from networks import build_generator
@@ -189,6 +190,36 @@ def test_metadata_are_carried_over(command, tmp_path, colors, capsys, file_forma
     assert round(dpi[0]) == 300 or "resolution" in capsys.readouterr().out
 
 
+def test_comments_and_large_profiles(command, tmp_path, capsys):
+    """A comment was lost in silence; the result of a 2 MB profile could not be read."""
+    profile = bytes(16) + b"RGB " + bytes(2_000_000)
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (6, 5)).save(path, comment=b"by me", icc_profile=profile)
+    assert command(path) == 0
+    assert "; ICC profile dropped, which png cannot hold\n" in capsys.readouterr().out
+    assert open_result(tmp_path / "a_x4.png").text == {"Comment": "by me"}
+    assert command(path, "--format", "jpg") == 0
+    assert ";" not in capsys.readouterr().out
+    result = open_result(tmp_path / "a_x4.jpg")
+    assert (result.info["comment"], result.info["icc_profile"]) == (b"by me", profile)
+
+
+def test_rare_kinds_are_refused(command, tmp_path, capsys):
+    """What Pillow reads as something else came out black, inverted or opaque."""
+    for mode in ("LAB", "F", "I"):
+        Image.new(mode, (8, 4)).save(tmp_path / f"{mode}.tif")
+    write_tiff(tmp_path / "dark.tif", ramp(12), 12)
+    write_tiff(tmp_path / "inverted.tif", ramp(16), 16, photometric=0)
+    clear = chunk(b"tRNS", bytes(2))
+    write_png(tmp_path / "clear.png", ramp(16), 16, 0, before=clear)
+    before = names_below(tmp_path)
+    assert command(tmp_path) == 1
+    for line, name in zip(capsys.readouterr().err.splitlines(), before, strict=True):
+        assert line.startswith(f"{tmp_path / name}: ")
+        assert "not supported" in line
+    assert names_below(tmp_path) == before
+
+
 def test_losses_are_named(command, tmp_path, capsys):
     """A GRAY profile was stored with RGB pixels, or dropped without a word."""
     profile = bytes(16) + b"GRAY" + bytes(108)
@@ -299,6 +330,18 @@ def test_earlier_results_are_enlarged_only_if_named(command, tmp_path):
     assert names_below(tmp_path / "out") == RESULTS
     assert command(folder / "a_x4.png") == 0
     assert open_result(folder / "a_x4_x4.png").size == (96, 80)
+
+
+def test_patterns_are_expanded(command, tmp_path, monkeypatch, capsys):
+    """Windows' shells pass them on as they are: "There is no file *.png"."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png", "c[1].png", "d.mpo"):
+        Image.new("RGB", (6, 5)).save(name)
+    assert command("[ab].png", "c[1].png", "*.mpo", "--output", "out") == 0
+    expected = ["a_x4.png", "b_x4.png", "c[1]_x4.png", "d_x4.png"]
+    assert names_below(tmp_path / "out") == expected
+    assert command("*.jpg") == 2
+    assert "There is no file *.jpg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("names", [("a.png", "a_x4.png"), ("a.jpg", "a.png")])
@@ -417,6 +460,8 @@ def test_output_may_be_the_file(command, tmp_path, name):
     (["a.png", "notes.txt", "--output", "out.png"], "out.png"),
     (["folder", "--output", "out.jpg"], "out.jpg"),
     (["a.png", "--output", "out.tiff"], "out.tiff"),
+    (["a.png", "--output", "out.jpg", "--format", "webp"], "out.jpg,webp"),
+    (["a.png", "--output", "out.jpg", "--format", "png"], "out.jpg,png"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(command, tmp_path, monkeypatch, capsys, arguments, text):
     """A traceback, or work that a mistyped flag makes useless."""
