@@ -24,7 +24,7 @@ def enlarge(image, zoom):
 
 def read(path):
     """Reads a page, and checks that it is the only file in its folder."""
-    assert list(path.parent.iterdir()) == [path]
+    assert list(path.parent.glob("[!.]*")) == [path]
     return np.asarray(Image.open(path, formats=["PNG"]).convert("RGB"))
 
 
@@ -189,4 +189,4 @@ def test_model_diagram(tmp_path, monkeypatch):
     program.chmod(0o755)
     assert figures.save_model_diagram(model, path) is None
     assert path.read_text() == "picture -Tpng\n"
-    assert list(path.parent.iterdir()) == [path]
+    assert list(path.parent.glob("[!.]*")) == [path]

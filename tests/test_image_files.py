@@ -404,7 +404,7 @@ def test_saving_is_atomic(tmp_path, monkeypatch):
     assert path.read_text() == "before"
     image_files.save_image(NOISE, path)
     np.testing.assert_array_equal(Image.open(path), NOISE)
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.glob("[!.]*")) == [path]
 
 
 def test_what_a_format_cannot_hold(tmp_path):

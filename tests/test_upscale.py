@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 import upscale
 from networks import build_generator
 from support import weight_files
-from support.image_files import Picture
+from support.image_files import OUTPUT_LIST, Picture
 from support.pixels import SCALE, to_uint8
 from support.tiling import enlarge
 
@@ -71,6 +71,7 @@ def open_result(path):
 
 def names_below(folder):
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in paths if path.name != OUTPUT_LIST]
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
