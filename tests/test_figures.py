@@ -11,7 +11,7 @@ from PIL import Image
 from support import figures
 from support.figures import Box, find_detail
 
-HOSTILE_NAME = "a$b_$照片_\udcff\n" * 15
+HOSTILE_NAME = "a$b_$照片_صورة_ภาพ_\udcff\n" * 15
 
 
 def random_image(height, width, seed=0):
