@@ -147,7 +147,7 @@ def load_discriminator(folder, network, options):
     try:
         checkpoints.load_weights(discriminator, file)
     except ValueError as error:
-        command_line.warn(f"{error} The perceptual loss is left out.")
+        command_line.warn(f"Leaving out perceptual: {error}")
         return None
     return discriminator
 
@@ -172,9 +172,10 @@ def load_features(path, models):
     except (OSError, ValueError) as error:
         if path:
             raise
+        reason = str(error).rstrip(".")
         command_line.warn(
-            f"{error} The scores VGG54 and perceptual are left out. Delete the file, "
-            "or pass --vgg-weights."
+            f"Leaving out VGG54 and perceptual: {reason}. Delete the file, or pass "
+            "--vgg-weights."
         )
         return {}
 
