@@ -58,14 +58,15 @@ def find_files(args):
     Returns a list of `Pair`, {label: {name: path}}, and a list of problems.
     """
     results = command_line.check_labels(args.results, RESERVED_LABELS)
-    weights = filter(os.path.isdir, args.weights or ())
-    folders = [args.hr, *filter(None, [args.lr]), *results.values(), *weights]
+    # None of these folders belongs to another one that it lies in.
+    folders = [args.hr, *results.values(), *(args.weights or ())]
+    if args.lr:
+        folders.append(args.lr)
     pairs, problems = test_images.find_pairs(args.hr, args.lr, exclude=folders)
     originals = {pair.name: pair.hr for pair in pairs}
-    files = {
-        label: test_images.match_names(originals, folder, problems, exclude=folders)
-        for label, folder in results.items()
-    }
+    files = {}
+    for label, folder in results.items():
+        files[label] = test_images.match_names(originals, folder, problems, folders)
     return pairs, files, problems
 
 
@@ -350,14 +351,11 @@ class Report:
         for label in dict.fromkeys(label for table in tables for label in table):
             rows = [table[label] for table in tables if label in table]
             means[label] = metrics.mean_scores(rows)
-            headings = {}  # by the number of images that their means are over
-            for key, (heading, _) in metrics.SCORES.items():
-                if any(key in row for row in rows):
-                    count = sum(np.isfinite(row.get(key, np.nan)) for row in rows)
-                    headings.setdefault(count, []).append(heading)
-            for count, some in headings.items():
+            headings_by_count = _count_finite(rows)
+            for count, headings in headings_by_count.items():
                 if count < len(tables):
-                    which = ", ".join(some) if len(headings) > 1 else "all scores"
+                    is_all = len(headings_by_count) == 1
+                    which = "all scores" if is_all else ", ".join(headings)
                     print(f"{label}: mean of {count} of {len(tables)} images ({which})")
         return means
 
@@ -371,6 +369,16 @@ class Report:
         tables = {self.captions[name]: table for name, table in self.scores.items()}
         tables[f"mean of {len(tables)}"] = means
         return metrics.format_table(tables)
+
+
+def _count_finite(rows):
+    """Returns {number of images: headings of the scores that so many have}."""
+    headings = {}
+    for key, (heading, _) in metrics.SCORES.items():
+        if any(key in row for row in rows):
+            count = sum(np.isfinite(row.get(key, np.nan)) for row in rows)
+            headings.setdefault(count, []).append(heading)
+    return headings
 
 
 def _make_column(image, versions):

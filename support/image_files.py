@@ -119,19 +119,20 @@ def find_images(folder, exclude=()):
                 found.append(path)
     if enlargements:
         print(
-            f"Left out {len(enlargements)} images that are named like results of "
-            f"upscale.py beside their originals: {shorten(enlargements)}."
+            "Left out, because it is named like a result of upscale.py: "
+            f"{_shorten(enlargements)}. Rename it to use it."
         )
     if not found and not skipped:
         found = outputs
     return sorted(found), skipped
 
 
-def shorten(names):
-    """Joins names with commas, and counts those that follow the first few."""
+def _shorten(names):
+    """Joins names with commas, and only counts those that follow the first few."""
     text = ", ".join(sorted(names)[:MAX_NAMED])
-    num_more = len(names) - MAX_NAMED
-    return f"{text} and {num_more} more" if num_more > 0 else text
+    if len(names) > MAX_NAMED:
+        text += f" and {len(names) - MAX_NAMED} more"
+    return text
 
 
 def _is_image_name(name):

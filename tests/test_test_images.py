@@ -36,8 +36,8 @@ def test_outputs_are_no_input(tmp_path, capsys):
     found, skipped = find_images(tmp_path)
     assert (stems(found), skipped) == (["a", "0"], {})
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("Left out 1 images")
-    assert line.endswith("a_x4.png.")
+    assert line.startswith("Left out, because it is named like a result of upscale")
+    assert line.endswith("a_x4.png. Rename it to use it.")
     # A folder that holds nothing else is meant.
     assert stems(find_images(tmp_path / "out")[0]) == ["0", "1"]
     lists = sorted(path.parent.name for path in tmp_path.rglob(".srgan-output"))
