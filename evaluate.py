@@ -57,7 +57,7 @@ def find_files(args):
 
     Returns a list of `Pair`, {label: {name: path}}, and a list of problems.
     """
-    results = command_line.check_labels(args.results, RESERVED_LABELS)
+    results = command_line.check_labels(args.results or (), RESERVED_LABELS)
     # None of these folders belongs to another one that it lies in.
     folders = [args.hr, *results.values(), *(args.weights or ())]
     if args.lr:
@@ -413,7 +413,6 @@ def parse_args(argv=None):
         "--results",
         nargs="+",
         action="extend",
-        default=[],
         metavar="NAME=FOLDER",
         type=command_line.named_folder,
         help="other methods' x4 images, paired by name with --hr",
