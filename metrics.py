@@ -138,13 +138,16 @@ def feature_distance(vgg, sr, hr):
 def perceptual_loss(vgg, discriminator, sr, hr, content):
     """Returns the weighted sum of content and adversarial loss of an image (source).
 
-    NaN if the discriminator only takes crops. `content` is a `losses.ContentLoss`.
+    NaN if the image is too large, or the discriminator only takes crops. `content` is
+    the `losses.ContentLoss` that the weights were trained with.
     """
     if None not in discriminator.input_shape[1:]:
         return math.nan
-    verdicts = np.asarray(discriminator(sr[np.newaxis], training=False))
-    adversarial = float(-np.mean(np.log(np.maximum(verdicts, EPSILON))))
     distance = feature_distance(vgg, sr, hr)
+    if math.isnan(distance):  # the discriminator would need even more memory
+        return math.nan
+    probabilities = np.asarray(discriminator(sr[np.newaxis], training=False))
+    adversarial = float(-np.mean(np.log(np.maximum(probabilities, EPSILON))))
     return content.weight * distance + content.adversarial_weight * adversarial
 
 

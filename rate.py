@@ -76,8 +76,12 @@ def make_study(hr_folder, results, index):
 
 def _read_versions(hr_folder, results):
     """Reads {image: {method: uint8 array}}, of one size each, and lists problems."""
-    originals, problems = find_originals(hr_folder)
-    found = {k: match_names(originals, path, problems) for k, path in results.items()}
+    folders = [hr_folder, *results.values()]
+    originals, problems = find_originals(hr_folder, exclude=folders)
+    found = {
+        label: match_names(originals, folder, problems, exclude=folders)
+        for label, folder in results.items()
+    }
     versions = {}
     for name, path in originals.items():
         files = {label: paths.get(name) for label, paths in found.items()}
@@ -90,8 +94,10 @@ def _read_versions(hr_folder, results):
             )
             images, parts = {ORIGINAL: hr[:height, :width]}, []
             for label, file in files.items():
-                images[label], *part = read_result(file, height, width)
-                parts.append([(side.start, side.stop) for side in part])
+                result = read_result(file, images[ORIGINAL])
+                images[label] = result.sr
+                sides = (result.rows, result.columns)
+                parts.append([(side.start, side.stop) for side in sides])
         except image_files.UnreadableImageError as error:
             problems.append(str(error))
             continue

@@ -128,8 +128,11 @@ def _add_leaf(canvas, radius, colors, textures, rng):
         canvas.paste(tuple(second), box, mask)
 
 
-def write_dataset(folder, count, size, seed):
-    """Writes `leaf-00000.png`, ..., and returns how many were missing, or others."""
+def write_dataset(folder, count, size, seed, is_output=False):
+    """Writes `leaf-00000.png`, ..., and returns how many were missing, or others.
+
+    Images that are listed as output are only read if their folder itself is named.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     missing = {}
     for k in range(count):
@@ -142,7 +145,7 @@ def write_dataset(folder, count, size, seed):
     for k, (path, comment) in missing.items():
         notes = PngImagePlugin.PngInfo()
         notes.add_text("Comment", comment)
-        with atomic_path(path) as temporary:
+        with atomic_path(path, is_output) as temporary:
             draw_leaves(size, (seed, k)).save(temporary, format="PNG", pnginfo=notes)
     return len(missing)
 
@@ -160,8 +163,8 @@ def _is_drawn(path, comment):
 def write_sample_dataset(datasets_folder="datasets"):
     """Writes the demo's pictures unless they exist; returns the test images' folder."""
     training, test = (Path(datasets_folder, name) for name in ("sample", "sample_test"))
-    write_dataset(training, SAMPLE_COUNT, SAMPLE_SIZE, SAMPLE_SEED)
-    write_dataset(test, NUM_TEST_LEAVES, SAMPLE_SIZE, TEST_SEED)
+    write_dataset(training, SAMPLE_COUNT, SAMPLE_SIZE, SAMPLE_SEED, is_output=True)
+    write_dataset(test, NUM_TEST_LEAVES, SAMPLE_SIZE, TEST_SEED, is_output=True)
     if not (test / PHOTOGRAPH).exists():
         source = matplotlib.cbook.get_sample_data(PHOTOGRAPH, asfileobj=False)
         with atomic_path(test / PHOTOGRAPH) as temporary:

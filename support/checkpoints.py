@@ -9,6 +9,7 @@ files; optimizers are plain arrays (`.npz`, no pickle).
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,16 @@ GENERATOR_FILE = "generator.weights.h5"
 NETWORK_ATTRIBUTE = "network"  # of a weights file: which network it belongs to
 FIXED_ATTRIBUTE = "has_fixed_statistics"  # of a weights file: those of its batch norm
 NUM_KEPT = 3  # newest checkpoints; three of the adversarial phase take 0.3 GB
+# Of a file system that lacks an optional call: network drives, containers.
+UNSUPPORTED = {
+    errno.EACCES,
+    errno.EINVAL,
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+}
 REASON_LENGTH = 200  # characters of a library's error that are passed on
 
 
@@ -64,9 +75,18 @@ def save(folder, step, models, optimizers, state):
     temporary.rename(target)
     flush(folder)
     for old in list_steps(folder)[:-NUM_KEPT]:
-        path = folder / f"step-{old:08d}"
+        _remove(folder / f"step-{old:08d}")
+
+
+def _remove(path):
+    """Removes a checkpoint that is no longer needed, if the system lets it."""
+    try:
         # Renamed first: what is half removed must not look whole.
-        shutil.rmtree(path.rename(folder / f".{path.name}"), ignore_errors=True)
+        renamed = path.rename(path.with_name(f".{path.name}"))
+    except OSError as error:
+        print(f"Cannot remove the old checkpoint {path}: {error.strerror}.")
+    else:
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def restore(path, models, optimizers):
@@ -151,10 +171,17 @@ def digest(path):
 
 def flush(path):
     """Writes a file's content, or a folder's names, through to the disk."""
-    if os.name == "posix":  # Windows cannot open folders
+    if os.name != "posix":  # Windows cannot open folders
+        return
+    try:
         descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:  # a disk that is full or broken
+            raise
 
 
 def set_aside(path, label):
@@ -165,7 +192,7 @@ def set_aside(path, label):
 
 @contextlib.contextmanager
 def lock(folder):
-    """Keeps a second run out of `folder`, except on Windows."""
+    """Keeps a second run out of `folder`, where the system has file locks."""
     with open(Path(folder, "run.lock"), "a") as file:
         try:
             if fcntl:
@@ -174,6 +201,11 @@ def lock(folder):
             raise BlockingIOError(
                 f"Another run writes to {folder}. Pass another --weights-dir."
             ) from error
+        except OSError as error:
+            print(
+                f"Training without a lock, which the file system of {folder} does not "
+                f"offer ({error.strerror}): start no second run there."
+            )
         yield
 
 

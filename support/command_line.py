@@ -83,6 +83,8 @@ def quiet_imports(module_name):
     Set `TF_CPP_MIN_LOG_LEVEL` to see them. `module_name` is the caller's `__name__`.
     """
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    # HDF5 cannot save weights on a file system without locks; ours are renamed whole.
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     try:
         level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         if level != "3" or "keras" in sys.modules:

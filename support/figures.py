@@ -6,8 +6,9 @@ Images are uint8 RGB arrays `(h, w, 3)`, drawn 1:1: resampling would hide their 
         figures.save_grid([{'black': numpy.zeros((64, 64, 3), 'uint8')}], 'black.png')"
 """
 
+import contextlib
 import warnings
-from collections import namedtuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,12 +25,23 @@ DETAIL_ZOOM = 3  # times a detail is enlarged
 SHEET_COLUMNS = 6  # details per row: six of them fit a screen of 1920 px
 OVERVIEW_SIZE = 640  # px, longest side of the whole image on a comparison sheet
 GAP = 10  # px, margin and space between images
-FONT_SIZE, LINE_HEIGHT = 14, 20  # px
+FONT_SIZE = 14  # px
+LINE_HEIGHT = 20  # px
 PAPER = 238  # gray level of the page; white would blend with bright images
 BLANK = np.full((1, 1, 3), PAPER, "uint8")  # stands below text without an image
 PAGE_DPI = 72  # dots per inch; a point, the unit of font sizes, is then one pixel
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # safe for color-blind readers
-Box = namedtuple("Box", "top left height width")  # px, a rectangle of an image
+BLUE = "#0072B2"  # these three are safe for color-blind readers
+ORANGE = "#D55E00"
+GREEN = "#009E73"
+
+
+class Box(NamedTuple):
+    """A rectangle of an image, in px."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 def save_grid(columns, path, title="", captions=None):
@@ -39,42 +51,50 @@ def save_grid(columns, path, title="", captions=None):
     """
     if not any(columns):
         raise ValueError("No images to show in the grid. Pass at least one.")
-    side = min(GRID_CELL, max(MIN_CELL, (GRID_WIDTH - GAP) // len(columns) - GAP))
+    share = (GRID_WIDTH - GAP) // len(columns) - GAP
+    side = min(GRID_CELL, max(MIN_CELL, share))
     views = [_view_column(column, side) for column in columns]
-    rows = [[(caption, BLANK) for caption in captions]] if captions else []
-    labels = max(views, key=len)
-    rows += [[(label, view.get(label, BLANK)) for view in views] for label in labels]
+    rows = []
+    if captions:
+        rows.append([(caption, BLANK) for caption in captions])
+    for label in max(views, key=len):
+        rows.append([(label, view.get(label, BLANK)) for view in views])
     note = f"1:1, at most the central {side} x {side} px; small images repeat pixels"
-    _save_page([*rows, [(note, BLANK)]], path, title)
+    rows.append([(note, BLANK)])
+    _save_page(rows, path, title)
 
 
-def save_comparison_sheet(panels, path, captions=None, detail=None, title=""):
+def save_comparison_sheet(versions, path, captions=None, detail=None, title=""):
     """Saves a detail of several versions of one image, below the whole original.
 
-    `panels` and `captions` are dicts of label to image and text, the original last. By
-    default, the detail is the one in which the first panel differs most from the last.
+    `versions` and `captions` are dicts of label to image and text, the original last.
+    By default, the `Box` of the detail is where the first differs most from the last.
     """
-    images = list(panels.values())
+    images = list(versions.values())
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
-        raise ValueError(f"Panels are missing or differ in size: {sorted(shapes)}.")
+        raise ValueError(f"Images are missing or differ in size: {sorted(shapes)}.")
     detail = detail or find_detail(images[0], images[-1])
-    top, left, height, width = detail
     cells = []
-    for label, image in panels.items():
-        view = image[top : top + height, left : left + width]
-        text = f"{label}: {captions[label]}" if label in (captions or {}) else label
-        cells.append((text, view.repeat(DETAIL_ZOOM, 0).repeat(DETAIL_ZOOM, 1)))
-    note = f"Below: the framed detail, {width} x {height} px, enlarged x{DETAIL_ZOOM}"
+    for label, image in versions.items():
+        text = label
+        if captions and label in captions:
+            text = f"{label}: {captions[label]}"
+        cells.append((text, _enlarge_detail(image, detail)))
+    note = (
+        f"Below: the framed detail, {detail.width} x {detail.height} px, "
+        f"enlarged x{DETAIL_ZOOM}"
+    )
     rows = [[(note, _draw_overview(images[-1], detail))]]
-    rows += [cells[i : i + SHEET_COLUMNS] for i in range(0, len(cells), SHEET_COLUMNS)]
+    for start in range(0, len(cells), SHEET_COLUMNS):
+        rows.append(cells[start : start + SHEET_COLUMNS])
     _save_page(rows, path, title)
 
 
 def save_training_curves(records, path, bicubic=None):
     """Draws the records of a run's log, and a line at bicubic's PSNR (Y) in dB."""
     figure = Figure((12, 8), dpi=100, layout="constrained")  # 1200 x 800 px
-    pretraining, quality, probabilities, losses = panels = figure.subplots(2, 2).ravel()
+    (pretraining, quality), (probabilities, losses) = figure.subplots(2, 2)
     before = [record for record in records if record["phase"] == "pre_training"]
     after = [record for record in records if record["phase"] == "training"]
     last = max((record["step"] for record in before), default=0)
@@ -100,12 +120,12 @@ def save_training_curves(records, path, bicubic=None):
     _draw_curve(losses, after, "g_content", "content, unweighted", BLUE)
     _draw_curve(losses, after, "perceptual", "perceptual, test images", GREEN)
 
-    for panel in panels:
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.25)
-        if panel.lines:
-            panel.legend()
-    with atomic_path(path) as temporary:
+    for axes in figure.axes:
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        if axes.lines:
+            axes.legend()
+    with drawing(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
@@ -120,6 +140,17 @@ def save_model_diagram(model, path):
             png.replace(temporary)
     except ImportError as error:
         return f"No diagram {path}: {error}"
+
+
+@contextlib.contextmanager
+def drawing(path):
+    """Yields a temporary path as `atomic_path` does, without warnings of letters.
+
+    Names may be in any script; the font shows boxes for the letters that it lacks.
+    """
+    with warnings.catch_warnings(), atomic_path(path) as temporary:
+        warnings.simplefilter("ignore", UserWarning)
+        yield temporary
 
 
 def find_detail(first, second, size=DETAIL_SIZE):
@@ -145,6 +176,13 @@ def _view_column(column, side):
     return views
 
 
+def _enlarge_detail(image, box):
+    """Returns a rectangle of an image, each pixel repeated."""
+    rows = slice(box.top, box.top + box.height)
+    columns = slice(box.left, box.left + box.width)
+    return image[rows, columns].repeat(DETAIL_ZOOM, 0).repeat(DETAIL_ZOOM, 1)
+
+
 def _draw_overview(image, box):
     """Returns an image with a frame around `box`, shrunk to `OVERVIEW_SIZE`."""
     overview = Image.fromarray(image)
@@ -157,34 +195,40 @@ def _draw_overview(image, box):
     return np.asarray(overview)
 
 
-def _draw_curve(panel, records, key, label, color, first_step=0):
+def _draw_curve(axes, records, key, label, color, first_step=0):
     """Draws the finite values of one key of the log."""
     values = {record["step"]: record.get(key) for record in records}
     points = np.array(sorted(values.items()), "float64").reshape(-1, 2)  # None -> NaN
     steps, values = points[np.isfinite(points[:, 1])].T
     if steps.size:
-        panel.plot(first_step + steps, values, ".-", label=label, color=color)
+        axes.plot(first_step + steps, values, ".-", label=label, color=color)
 
 
 def _save_page(rows, path, title):
     """Saves rows of `(text, image)` pairs in columns under a title, pixels 1:1."""
-    rows = [[(title, BLANK)], *rows] if title else rows
-    widths = [image.shape[1] for row in rows if len(row) > 1 for _, image in row]
-    pitch = max([MIN_CELL, *widths]) + GAP
-    page_width = max(OVERVIEW_SIZE + GAP, pitch * max(len(row) for row in rows)) + GAP
-    heights = [LINE_HEIGHT + max(len(image) for _, image in row) + GAP for row in rows]
-    top = sum(heights) + GAP  # of a row; matplotlib counts from the bottom
-    size = (page_width / PAGE_DPI, (top + GAP) / PAGE_DPI)
+    if title:
+        rows = [[(title, BLANK)], *rows]
+    num_columns = max(len(row) for row in rows)
+    cell_width = MIN_CELL  # rows of a single image do not widen the columns
+    heights = []
+    for row in rows:
+        heights.append(LINE_HEIGHT + max(len(image) for _, image in row) + GAP)
+        if len(row) > 1:
+            cell_width = max(cell_width, *(image.shape[1] for _, image in row))
+    pitch = cell_width + GAP
+    page_width = max(OVERVIEW_SIZE + GAP, pitch * num_columns) + GAP
+    page_height = sum(heights) + 2 * GAP
+    size = (page_width / PAGE_DPI, page_height / PAGE_DPI)
     figure = Figure(size, dpi=PAGE_DPI, facecolor=str(PAPER / 255))
     FigureCanvasAgg(figure)  # measures text
-    with warnings.catch_warnings(), atomic_path(path) as temporary:
-        warnings.filterwarnings("ignore", "Glyph")  # missing in the font
+    with drawing(path) as temporary:
+        top = page_height - GAP  # of a row; matplotlib counts from the bottom
         for row, height in zip(rows, heights, strict=True):
-            width = (pitch if len(row) > 1 else page_width) - 2 * GAP
+            text_width = cell_width - GAP if len(row) > 1 else page_width - 2 * GAP
             for number, (text, image) in enumerate(row):
                 left = GAP + number * pitch
                 bottom = top - LINE_HEIGHT - len(image)
-                _write(figure, text, left, top - FONT_SIZE, width)
+                _write(figure, text, left, top - FONT_SIZE, text_width)
                 figure.figimage(image, left, bottom, origin="upper")
             top -= height
         figure.savefig(temporary, format="png", dpi=PAGE_DPI)

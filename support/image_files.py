@@ -43,8 +43,9 @@ EDITOR_SUFFIXES = (".psd", ".psb", ".xcf", ".svg", ".eps", ".exr", ".hdr", ".pfm
 FURTHER_SUFFIXES = (".heic", ".heif", ".hif", ".jxl", ".avifs", ".ico", ".qoi", ".dds")
 RARE_SUFFIXES = (".pcx", ".sgi", ".pef", ".srw")
 OTHER_SUFFIXES = CAMERA_SUFFIXES + EDITOR_SUFFIXES + FURTHER_SUFFIXES + RARE_SUFFIXES
-# upscale.py writes photo_x4.png, photo_x2.5.png or photo_1600x1200.png for photo.jpg.
-RESULT_STEM = re.compile(rf"(.+)_(x[1-{SCALE}](\.\d+)?|\d+x\d+)", re.DOTALL)
+RESULT_SUFFIX = f"_x{SCALE}"  # upscale.py writes photo_x4.png beside photo.jpg
+MAX_NAMED = 3  # files, in a line that sums up many
+OUTPUT_LIST = ".srgan-output"  # names the images beside it that this suite wrote
 OUTPUT_FORMATS = {  # Pillow's name, largest side in px, options for saving
     "png": ("PNG", 2**31 - 1, {}),
     "jpg": ("JPEG", 65500, {"quality": 95}),
@@ -78,11 +79,14 @@ class UnreadableImageError(OSError):
 def find_images(folder, exclude=()):
     """Lists the image files below a folder, and returns {path: reason} of others.
 
-    Ignores hidden files, those below `exclude`, and results of `upscale.py`.
+    Ignores hidden files, folders of `exclude` below `folder`, and what this suite
+    wrote, unless the folder holds nothing else.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder {folder}.")
-    found, skipped, visited = [], {}, {os.path.realpath(path) for path in exclude}
+    found, outputs, enlargements, skipped = [], [], [], {}
+    visited = {os.path.realpath(path) for path in exclude}
+    visited.discard(os.path.realpath(folder))  # the user named it
 
     def skip(error):
         skipped[Path(error.filename)] = error.strerror
@@ -94,24 +98,71 @@ def find_images(folder, exclude=()):
             continue
         visited.add(identity)
         folders[:] = [name for name in folders if not name.startswith(".")]
+        names = [name for name in names if not name.startswith(".")]
+        stems = {Path(name).stem for name in names if _is_image_name(name)}
+        written = _read_output_list(parent)
         for name in names:
             path = Path(parent, name)
-            suffix = "" if name.startswith(".") else path.suffix.lower()
+            suffix = path.suffix.lower()
             if suffix in OTHER_SUFFIXES:
                 skipped[path] = f"{suffix[1:].upper()} files are not supported"
-            elif suffix in IMAGE_SUFFIXES and path.is_file():
-                found.append(path)
-            elif suffix in IMAGE_SUFFIXES:
+            elif not _is_image_name(name):
+                continue
+            elif not path.is_file():
                 skipped[path] = "not a regular file, or a broken link"
-    stems = {path.stem for path in found}
-    images = [path for path in found if original_stem(path.stem) not in stems]
-    return sorted(images), skipped
+            elif _is_enlargement(path.stem, stems):
+                enlargements.append(str(path))
+            elif name in written:
+                outputs.append(path)
+            else:
+                found.append(path)
+    if enlargements:
+        print(
+            "Left out, because it is named like a result of upscale.py: "
+            f"{_shorten(enlargements)}. Rename it to use it."
+        )
+    if not found and not skipped:
+        found = outputs
+    return sorted(found), skipped
 
 
-def original_stem(stem):
-    """Returns the stem of the file that `upscale.py` enlarged to `stem`, or `None`."""
-    match = RESULT_STEM.fullmatch(stem)
-    return match and match[1]
+def _shorten(names):
+    """Joins names with commas, and only counts those that follow the first few."""
+    text = ", ".join(sorted(names)[:MAX_NAMED])
+    if len(names) > MAX_NAMED:
+        text += f" and {len(names) - MAX_NAMED} more"
+    return text
+
+
+def _is_image_name(name):
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_enlargement(stem, stems):
+    """Tells whether a file's name is that of another's enlargement by upscale.py."""
+    original = stem.removesuffix(RESULT_SUFFIX)
+    return original != stem and original in stems
+
+
+def _read_output_list(folder):
+    """Returns the names of the images that this suite wrote into a folder."""
+    try:
+        return set(os.fsdecode(Path(folder, OUTPUT_LIST).read_bytes()).split("\n"))
+    except OSError:
+        return set()
+
+
+def _list_output(path):
+    """Lists an image that this suite wrote, so that no command takes it as input."""
+    stems = {other.stem for other in path.parent.iterdir() if other != path}
+    is_listed = path.name in _read_output_list(path.parent)
+    if not _is_image_name(path.name) or is_listed or _is_enlargement(path.stem, stems):
+        return
+    try:
+        with open(path.with_name(OUTPUT_LIST), "ab") as file:
+            file.write(os.fsencode(f"{path.name}\n"))
+    except OSError as error:
+        print(f"Cannot mark {path} as output: {error.strerror}.")
 
 
 def read_picture(path, max_pixels=MAX_PIXELS):
@@ -302,14 +353,19 @@ def bleed_colors(image):
 
 
 @contextlib.contextmanager
-def atomic_path(path):
-    """Yields a temporary path beside `path`, and renames it if the block succeeds."""
+def atomic_path(path, is_output=True):
+    """Yields a temporary path beside `path`, and renames it if the block succeeds.
+
+    An image is then listed as output, unless it is meant as input.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+        if is_output:
+            _list_output(path)
     finally:
         temporary.unlink(missing_ok=True)
 

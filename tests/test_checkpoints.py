@@ -1,5 +1,6 @@
 """Tests of checkpoints: whole or not at all, and only one run per folder."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import networks
-from support import checkpoints, weight_files
+from support import checkpoints, command_line, weight_files
 
 TINY = networks.Network(num_residual_blocks=1, num_filters=4)
 
@@ -92,6 +93,59 @@ def test_flushed_before_it_gets_its_name(tmp_path, state, monkeypatch):
     )
     checkpoints.save(tmp_path / "weights", 1, *state, {})
     assert events == ["flush"] * 4 + ["rename", "flush"]  # three files, the folder
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_without_file_locks(tmp_path, monkeypatch, capsys, code):
+    """On such a network drive, no training could start, and HDF5 saved nothing."""
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(checkpoints.fcntl, "flock", refuse)
+    with checkpoints.lock(tmp_path):
+        assert "Training without a lock" in capsys.readouterr().out
+    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "")
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING")
+    with command_line.quiet_imports("srgan"):
+        assert os.environ["HDF5_USE_FILE_LOCKING"] == "FALSE"
+
+
+def test_a_second_run_is_kept_out(tmp_path):
+    """Two runs would overwrite each other's checkpoints."""
+    refused = pytest.raises(BlockingIOError, match="Another run writes to")
+    with checkpoints.lock(tmp_path), refused, checkpoints.lock(tmp_path):
+        pass
+    with checkpoints.lock(tmp_path):
+        pass
+
+
+def test_what_a_file_system_may_lack(folder, state, monkeypatch, capsys):
+    """A checkpoint that was whole, or an old one in the way, ended the training."""
+
+    def fail(code):
+        def call(*_):
+            raise OSError(code, os.strerror(code))
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", fail(errno.EINVAL))
+    checkpoints.save(folder, 3, *state, {})
+    rename = Path.rename
+
+    def rename_new(path, target):
+        return (fail(errno.EBUSY) if path.name == "step-00000001" else rename)(
+            path, target
+        )
+
+    monkeypatch.setattr(Path, "rename", rename_new)
+    checkpoints.save(folder, 4, *state, {})
+    assert checkpoints.list_steps(folder) == [1, 2, 3, 4]
+    assert "Cannot remove the old checkpoint" in capsys.readouterr().out
+    monkeypatch.setattr(os, "fsync", fail(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.save(folder, 5, *state, {})
+    assert checkpoints.list_steps(folder) == [1, 2, 3, 4]
 
 
 def test_a_full_disk_does_no_harm(folder, state):

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import evaluate
+import losses
 import metrics
 import networks
-from support import checkpoints, test_images, weight_files
+from support import checkpoints, weight_files
 from support.degradation import degrade
 from support.pixels import enlarge_by_filter, to_float
 from support.tiling import enlarge
@@ -140,7 +141,7 @@ def test_pictures_are_what_was_measured(run, pair_folders):
     enlarged = Path("out/enlarged/srresnet-bicubic")
     files = [*enlarged.glob("[01].png"), Path("out/grid.png")]
     files += [Path(f"out/sheets/{name}.png") for name in "01"]
-    assert sorted(Path("out").rglob("*.*")) == sorted(files)
+    assert sorted(Path("out").rglob("*.png")) == sorted(files)
     original, saved = (np.array(Image.open(d / "0.png")) for d in (hr, enlarged))
     found = read_json()["images"]["0"]["srresnet-bicubic"]
     assert found.items() > metrics.measure(saved, original).items()
@@ -153,8 +154,8 @@ def test_pictures_are_what_was_measured(run, pair_folders):
 def test_own_pictures_are_not_measured(run, pair_folders, monkeypatch):
     """`--hr .` would measure the enlargements, sheets and grid of the run before."""
     monkeypatch.chdir(pair_folders[0])
-    for _ in "12":
-        _, out, _ = run("--hr", ".")
+    for output in (".", "images", "images", "other"):
+        _, out, _ = run("--hr", ".", "--output", output)
         assert list(read_table(out)) == ["0", "1", "mean of 2"]
 
 
@@ -172,6 +173,7 @@ def test_gray_files_are_measured_as_gray(run, tmp_path):
     assert code == 0
     assert "grayscale files are measured as they are" in out
     assert list(read_table(out)) == ["a (gray)", r"deep/caf\udce9", "mean of 2"]
+    assert list(read_json()["images"]) == ["a", name]  # whoever reads it looks for it
     gray, color = read_json()["images"].values()
     for label, scores in gray.items():
         assert scores["psnr_y"] == scores["psnr_rgb"]
@@ -194,7 +196,9 @@ def test_means_are_over_finite_figures(run, image_folder):
         assert values.pop(name) is None
         mean = np.mean(list(values.values()))
         assert found["mean"]["bicubic"][key] == pytest.approx(mean)
-    assert "5 of 6" in out  # the number of images that these means are over
+    for label in found["mean"]:  # the number of images that its means are over
+        assert f"{label}: mean of 5 of 6 images (PSNR Y, SSIM Y, PSNR RGB, " in out
+    assert out.count("5 of 6") == len(found["mean"])
 
 
 def test_pairs_are_compared_upright(run, pair_folders):
@@ -239,29 +243,6 @@ def test_what_does_not_fit_is_named_and_the_rest_measured(run, pair_folders):
     ):
         assert text in error
     assert error.count("\n") == len(read_json()["skipped"]) == 8
-
-
-@pytest.mark.parametrize(
-    ("originals", "inputs", "expected"),
-    [
-        ("0801 0802", "0801x4 0802x4", "0801x4 0802x4"),  # DIV2K
-        ("0801", "0801x2 0801x4", "0801x4"),
-        ("1 12", "12x4 1x4", "1x4 12x4"),
-        ("1 2", "12 2", "2"),
-        ("cat dog", "catfish dog", "dog"),
-    ],
-)
-def test_names_that_pair(tmp_path, originals, inputs, expected):
-    """DIV2K's own names would not pair, or an image pair with a wrong original."""
-    for folder, names in (("hr", originals), ("lr", inputs)):
-        (tmp_path / folder).mkdir()
-        for name in names.split():
-            Image.new("L", (4, 4)).save(tmp_path / folder / f"{name}.png")
-    pairs, problems = test_images.find_pairs(tmp_path / "hr", tmp_path / "lr")
-    assert " ".join(pair.lr.stem for pair in pairs) == expected
-    unused = {*originals.split(), *inputs.split()} - {*expected.split()}
-    unused -= {pair.name for pair in pairs}
-    assert len(problems) == len(unused)
 
 
 def test_defaults(run, monkeypatch, pair_folders):
@@ -324,48 +305,119 @@ def test_labels_tell_methods_apart(run, pair_folders):
 def test_perceptual_scores(run, pair_folders, tmp_path):
     """The source's figure would be missing though its weights are at hand."""
     discriminator, vgg = networks.build_discriminator(4), tmp_path / "vgg.weights.h5"
-    folder = save_checkpoint(tmp_path / "run", {}, discriminator=discriminator)
+    options = {"content_loss": "source"}
+    folder = save_checkpoint(tmp_path / "run", options, discriminator=discriminator)
     keras.applications.VGG19(weights=None, include_top=False).save_weights(vgg)
     arguments = ("--hr", pair_folders[0], "--vgg-weights", vgg, "--json", "s.json")
     _, out, _ = run("--weights", folder, *arguments)
     assert "perceptual" in out
     ours, bicubic, _ = read_json()["mean"].values()
-    # 0.001 x ln 2: verdicts of random weights are near 1/2, and features near 0.
+    # 0.001 x ln 2: probabilities of random weights are near 1/2, and features near 0.
     assert ours["perceptual"] == pytest.approx(0.00069, rel=0.5)
     assert "vgg54" in bicubic
     assert "perceptual" not in bicubic
 
 
+def test_perceptual_is_the_loss_of_the_training(run, pair_folders, monkeypatch):
+    """It was the source's for all weights, and another one in the training's log."""
+    built = []
+
+    def build_features(content_loss, vgg_weights):
+        built.append(content_loss)
+        images = keras.Input((None, None, 3))
+        return keras.Model(images, images * (2.0 if content_loss == "vgg22" else 1.0))
+
+    monkeypatch.setattr(losses, "build_content_features", build_features)
+    paths = []
+    for content_loss in ("vgg22", "unheard of"):
+        # 6 filters, where the generator has 4: ESPCN's has its own width, too.
+        discriminator = networks.build_discriminator(6)
+        options = {"content_loss": content_loss, "num_filters": 6, "blur": 0.0}
+        folder = Path(content_loss)
+        paths.append(save_checkpoint(folder, options, discriminator=discriminator))
+    hr = pair_folders[0]
+    arguments = ("--hr", hr, "--vgg-weights", "x", "--json", "s.json")
+    code, _, error = run("--weights", *paths, *arguments)
+    assert (code, error, sorted(built)) == (0, "", ["vgg22", "vgg54"])
+    means = read_json()["mean"]
+    ours = means["vgg22"]
+    content = 4 * ours["mse"] * losses.FEATURE_WEIGHT
+    assert ours["perceptual"] == pytest.approx(content + 1e-3 * np.log(2), rel=0.01)
+    assert ours["vgg54"] == pytest.approx(ours["mse"], rel=1e-4)
+    assert all("perceptual" not in means[label] for label in means if label != "vgg22")
+
+
+def test_scores_that_cannot_be_computed_are_left_out(run, pair_folders, tmp_path):
+    """Half a download in Keras's cache, without being asked for, ended the command."""
+    cached = tmp_path / "keras" / "models" / networks.VGG_WEIGHTS_FILE
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"half")
+    discriminator = networks.build_discriminator(6)  # of a training of another width
+    save_checkpoint(Path("run"), {}, discriminator=discriminator)
+    arguments = ("--hr", pair_folders[0], "--weights", "run")
+    code, out, error = run(*arguments)
+    assert code == 0
+    assert "mean of 2" in out
+    assert "VGG54" not in out
+    first, second = error.splitlines()
+    assert first.startswith("Leaving out perceptual: run/step-00000007/discriminator")
+    assert second.startswith(f"Leaving out VGG54 and perceptual: {cached} holds no")
+    code, _, error = run(*arguments, "--vgg-weights", cached)
+    assert (code, "holds no VGG19 weights" in error) == (2, True)
+
+
 def test_results_of_other_methods(run, pair_folders, tmp_path):
-    """Papers publish results without some border, under names of their own."""
+    """Papers publish results without some border, under names of their own.
+
+    "mean of 2" stood above the mean of one image, or five lines said so.
+    """
     hr, _ = pair_folders
     folder = tmp_path / "results"
     folder.mkdir()
-    for name, left, right in (("0_SRCNN", 0, 0), ("1x4", 4, 2)):
+    for name, left, right in (("0_SRCNN", 3, 3), ("1x4", 0, 6)):
         image = Image.open(hr / f"{name[0]}.png").convert("RGB")
-        image = image.crop((left, 6, image.width - right, image.height - 6))
+        image = image.crop((left, left, image.width - right, image.height - right))
         image.point(lambda level: level ^ 1).save(folder / f"{name}.png")
     code, out, error = run("--hr", hr, "--results", f"A={folder}", default=())
     assert (code, error) == (0, "")
-    assert "A, 0: measured on its middle" in out
-    # Levels that are off by one, where the crop was symmetric.
-    assert read_table(out)["0"]["A"][2] == "48.13"
-    assert float(read_table(out)["1"]["A"][2]) < 40
-    shown = np.asarray(Image.open("images/evaluation/grid.png"))
-    assert shown.std() > 0
+    width, height = Image.open(hr / "0.png").size
+    size = f"{width - 6}x{height - 6} px"
+    assert f"A, 0: measured on {size}, from row 3 and column 3." in out
+    assert f"A, 1: measured on {size}, from row 0 and column 0." in out
+    for name in "01":  # levels that are off by one
+        assert read_table(out)[name]["A"][2] == "48.13"
+    assert np.asarray(Image.open("images/evaluation/grid.png")).std() > 0
+
     (folder / "1x4.png").unlink()
     arguments = ("--hr", hr, "--results", f"A={folder}", "--json", "s.json")
     code, out, error = run(*arguments, "--weights", "srresnet-bicubic")
-    assert (code, list(read_json()["images"]["1"])) == (
-        1,
-        ["srresnet-bicubic", "bicubic", "nearest"],
-    )
-    assert "A: mean PSNR Y of 1 of 2 images" in out
+    labels = ["srresnet-bicubic", "bicubic", "nearest"]
+    assert (code, list(read_json()["images"]["1"])) == (1, labels)
+    assert out.count("of 2 images") == 1
+    assert "A: mean of 1 of 2 images (all scores)" in out
     assert f"skipped {hr / '1.png'}: no image of that name in {folder}." in error
+
     Image.new("RGB", (8, 8)).save(folder / "0_SRCNN.png")
     code, out, error = run("--hr", hr, "--results", f"A={folder}", default=())
     assert code == 1
     assert "8x8 px, but the original" in error
+
+
+def test_results_inside_the_originals_folder(run, image_folder):
+    """They were measured as originals; and a swapped pair scored 10 dB in silence."""
+    for name, other in (("0", "1"), ("1", "0"), ("2", "2")):
+        path = image_folder / "methods" / "A" / f"{name}_A.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image_folder / f"{other}.png", path)
+    (image_folder / "3.png").unlink()
+    arguments = ("--hr", image_folder, "--results", f"A={path.parent}")
+    for _ in "12":
+        output = image_folder / "scores"
+        code, out, error = run(*arguments, "--output", output, default=())
+        assert (code, list(read_table(out))) == (0, ["0", "1", "2", "mean of 3"])
+        first, second = error.splitlines()
+        assert first.startswith("A: the image paired with 0 resembles 1 more.")
+        assert second.startswith("A: the image paired with 1 resembles 0 more.")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from PIL import Image
 from support import figures
 from support.figures import Box, find_detail
 
-HOSTILE_NAME = "a$b_$照片_\udcff\n" * 15
+HOSTILE_NAME = "a$b_$照片_صورة_ภาพ_\udcff\n" * 15
 
 
 def random_image(height, width, seed=0):
@@ -24,7 +24,7 @@ def enlarge(image, zoom):
 
 def read(path):
     """Reads a page, and checks that it is the only file in its folder."""
-    assert list(path.parent.iterdir()) == [path]
+    assert list(path.parent.glob("[!.]*")) == [path]
     return np.asarray(Image.open(path, formats=["PNG"]).convert("RGB"))
 
 
@@ -189,4 +189,4 @@ def test_model_diagram(tmp_path, monkeypatch):
     program.chmod(0o755)
     assert figures.save_model_diagram(model, path) is None
     assert path.read_text() == "picture -Tpng\n"
-    assert list(path.parent.iterdir()) == [path]
+    assert list(path.parent.glob("[!.]*")) == [path]

@@ -107,6 +107,21 @@ def test_means_are_over_finite_figures():
     assert means == pytest.approx({"psnr_y": 25.0, "ssim_y": 0.6, "perceptual": 2.0})
 
 
+def test_no_network_sees_too_large_an_image(monkeypatch):
+    """The discriminator took 3 GB per layer before VGG19's limit was looked at."""
+
+    class Network:
+        input_shape = (None, None, None, 3)
+
+        def __call__(self, *_, **__):
+            raise MemoryError
+
+    monkeypatch.setattr(metrics, "VGG_MAX_PIXELS", 99)
+    image = np.zeros((10, 10, 3), "float32")
+    loss = metrics.perceptual_loss(Network(), Network(), image, image, content=None)
+    assert math.isnan(loss)
+
+
 def test_table_shows_a_dash_for_what_is_not_finite():
     """Figures would stand in the wrong column, or end the command by a KeyError."""
     tables = {

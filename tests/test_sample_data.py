@@ -13,7 +13,7 @@ SCRIPT = Path(sample_data.__file__)
 
 
 def read_folder(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return {path.name: path.read_bytes() for path in Path(folder).glob("[!.]*")}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from test_image_files import chunk, ramp, write_png, write_tiff
 import upscale
 from networks import build_generator
 from support import weight_files
-from support.image_files import Picture
+from support.image_files import OUTPUT_LIST, Picture
 from support.pixels import SCALE, to_uint8
 from support.tiling import enlarge
 
@@ -72,6 +72,7 @@ def open_result(path):
 
 def names_below(folder):
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in paths if path.name != OUTPUT_LIST]
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
