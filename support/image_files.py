@@ -235,7 +235,9 @@ def _open_image(file, max_pixels):
         raise ValueError(f"{size} exceed the limit. Pass a larger --max-pixels")
     kind = _unsupported_kind(image)
     if kind:
-        raise ValueError(f"{kind} are not supported. Convert it to 8 bits")
+        raise ValueError(
+            f"its pixels are {kind}, which is not supported. Convert it to 8 bits"
+        )
     return image
 
 
@@ -256,18 +258,18 @@ def _unsupported_kind(image):
     if image.mode == "LAB":
         return "CIE Lab colors"
     if image.mode == "F":
-        return "floating-point pixels"
+        return "floating-point numbers"
     if image.format == "PNG" and "transparency" in image.info:
-        return "16-bit pixels with a transparent level" if _is_deep(image) else None
+        return "16-bit numbers, one transparent" if _is_deep(image) else None
     if image.format != "TIFF":
         return None
     bits = image.tag_v2.get(TIFF_BITS, (1,))[0]
     if bits == 32 or image.tag_v2.get(TIFF_SAMPLE_FORMAT, (1,))[0] not in (1, 4):
-        return "floating-point, signed and 32-bit pixels"
+        return "floating-point, signed or 32-bit numbers"
     if bits not in (1, 2, 4, 8, 16):
-        return f"{bits}-bit pixels"
+        return f"{bits}-bit numbers"
     if bits == 16 and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
-        return "16-bit pixels whose zero is white"
+        return "16-bit numbers whose zero is white"
     return None
 
 

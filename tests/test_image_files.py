@@ -223,9 +223,9 @@ def test_no_note_without_need(tmp_path):
     ("12.tif", lambda path: write_tiff(path, ramp(12), 12), "12-bit"),
     ("lab.tif", lambda path: Image.new("LAB", (4, 4)).save(path), "Lab"),
     ("gray.png", lambda path: write_png(path, ramp(16), 16, 0,
-     chunk(b"tRNS", b"01")), "16-bit pixels with a transparent level"),
+     chunk(b"tRNS", b"01")), "16-bit numbers, one transparent"),
     ("color.png", lambda path: write_png(path, NOISE * np.uint16(257), 16, 2,
-     chunk(b"tRNS", b"012345")), "16-bit pixels with a transparent level"),
+     chunk(b"tRNS", b"012345")), "16-bit numbers, one transparent"),
     ("text_chunk.png", lambda path: write_png(path, NOISE, before=chunk(
      b"zTXt", b"key\0\0" + zlib.compress(bytes(2_000_000)))), "larger than"),
     ("profile.png", lambda path: write_png(path, NOISE, before=chunk(
