@@ -59,46 +59,55 @@ def make_study(hr_folder, results, index):
 
     `results` is a dict of method to the folder of its images.
     """
-    exclude = [index.parent, *_folders_inside(hr_folder, results.values())]
+    folder = index.parent
+    exclude = [folder, *_folders_inside(hr_folder, results.values())]
     versions, problems = _read_versions(hr_folder, results, exclude)
-    _remove_images(index.parent)
-    items, scenes = {}, {}
-    scene_numbers = {name: number for number, name in enumerate(versions)}
-
-    def add(name, method, part, image):
-        file = f"{secrets.token_hex(6)}.png"
-        image_files.save_image(image, index.with_name(file))
-        dataset = Path(name).parts[0] if "/" in name else None
-        items[file] = {"image": name, "method": method, "set": dataset, "part": part}
-        scenes[file] = scene_numbers[name]
-        return file
-
-    calibration = []
-    example_names = _choose_examples(list(versions))
-    for name in example_names:
+    _remove_images(folder)
+    items = {}
+    examples = _choose_examples(list(versions))
+    for name in examples:
         original = versions[name][ORIGINAL]
-        for method, image in ((NEAREST, _pixelate(original)), (ORIGINAL, original)):
-            file = add(name, method, CALIBRATION, image)
-            calibration.append({"item": file, "score": EXAMPLES[method]})
-
-    rated = []
+        images = {NEAREST: _pixelate(original), ORIGINAL: original}
+        items |= _save_versions(folder, name, images, CALIBRATION)
+    is_enough = len(versions) >= ENOUGH_IMAGES
     for name, images in versions.items():
-        if len(versions) >= ENOUGH_IMAGES and name in example_names:
-            continue
-        for method, image in images.items():
-            rated.append(add(name, method, RATING, image))
-
+        if not (is_enough and name in examples):
+            items |= _save_versions(folder, name, images, RATING)
     key = {"study": secrets.token_hex(8), "items": items}
+    _save_page(index, key)
+    return key, problems
+
+
+def _save_versions(folder, name, images, part):
+    """Saves {method: image} under random names; returns their entries in the key."""
+    dataset = Path(name).parts[0] if "/" in name else None
+    items = {}
+    for method, image in images.items():
+        file = f"{secrets.token_hex(6)}.png"
+        image_files.save_image(image, folder / file)
+        items[file] = {"image": name, "method": method, "set": dataset, "part": part}
+    return items
+
+
+def _save_page(index, key):
+    """Writes the page with what it must know; nothing in it tells the methods."""
+    calibration, rated, scenes = [], [], {}
+    numbers = {}  # of images
+    for file, entry in key["items"].items():
+        scenes[file] = numbers.setdefault(entry["image"], len(numbers))
+        if entry["part"] == RATING:
+            rated.append(file)
+        else:
+            calibration.append({"item": file, "score": EXAMPLES[entry["method"]]})
     facts = {
         "id": key["study"],
         "calibration": calibration,
-        "items": sorted(rated),  # their order would tell the methods
+        "items": sorted(rated),
         "num_repeats": round(REPEATED_SHARE * len(rated)),
-        "scenes": scenes,
+        "scenes": dict(sorted(scenes.items())),
     }
     page = PAGE.read_text(encoding="utf-8")
     image_files.write_text(index, page.replace(PLACEHOLDER, json.dumps(facts)))
-    return key, problems
 
 
 def _folders_inside(hr_folder, folders):
@@ -115,9 +124,10 @@ def _remove_images(folder):
 
 
 def _choose_examples(names):
-    """Returns the names of `NUM_EXAMPLES` images, spread over all data sets."""
-    stride = max(1, len(names) // NUM_EXAMPLES)
-    return names[::stride][:NUM_EXAMPLES]
+    """Returns the names of `NUM_EXAMPLES` images, spread over the list."""
+    count = min(NUM_EXAMPLES, len(names))
+    places = np.linspace(0, len(names) - 1, count)
+    return [names[round(place)] for place in places]
 
 
 def _pixelate(original):
@@ -308,8 +318,8 @@ def print_tests(comparisons, num_raters):
         print(f"{pair:>{width}}: p = {row.p:<9.3g} pooled p = {row.p_pooled:.3g}")
     print(
         "p: over the raters' mean scores, corrected for the number of pairs (Holm).\n"
-        "pooled p: the paper's test, over all ratings as if they were independent, not "
-        "corrected. It is often far too small."
+        "pooled p: the paper's test, over all ratings as if they were independent,\n"
+        "not corrected. It is often far too small."
     )
     limit = smallest_p(num_raters, len(pairs))
     if limit >= SIGNIFICANCE:
@@ -404,8 +414,10 @@ def _describe_study(entries):
 
 def _key_path(folder):
     """Returns a path beside the folder of a study, never one inside it."""
-    folder = Path(os.path.abspath(folder))  # the folder may be "." or end in ".."
-    return Path(os.path.relpath(folder.with_name(f"{folder.name}-key.json")))
+    path = os.path.normpath(folder)
+    if os.path.basename(path) in ("", ".", ".."):
+        path = os.path.abspath(path)
+    return Path(f"{path}-key.json")
 
 
 def _check_output(folder, key_path, overwrite):
