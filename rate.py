@@ -81,10 +81,11 @@ def make_study(hr_folder, results, index):
 def _save_versions(folder, name, images, part):
     """Saves {method: image} under random names; returns their entries in the key."""
     dataset = Path(name).parts[0] if "/" in name else None
+    methods = {f"{secrets.token_hex(6)}.png": method for method in images}
     items = {}
-    for method, image in images.items():
-        file = f"{secrets.token_hex(6)}.png"
-        image_files.save_image(image, folder / file)
+    for file in sorted(methods):  # so that the time of writing tells nothing, either
+        method = methods[file]
+        image_files.save_image(images[method], folder / file)
         items[file] = {"image": name, "method": method, "set": dataset, "part": part}
     return items
 
@@ -99,6 +100,7 @@ def _save_page(index, key):
             rated.append(file)
         else:
             calibration.append({"item": file, "score": EXAMPLES[entry["method"]]})
+    calibration.sort(key=lambda example: (scenes[example["item"]], example["score"]))
     facts = {
         "id": key["study"],
         "calibration": calibration,

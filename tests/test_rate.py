@@ -117,6 +117,11 @@ def test_study_gives_nothing_away(key, tmp_path):
     assert facts["num_repeats"] == 2
     scenes = facts["scenes"]
     assert list(scenes) == sorted(key["items"])
+    written = sorted(key["items"], key=lambda f: Path("study", f).stat().st_mtime_ns)
+    rated_files = [f for f in written if key["items"][f]["part"] == "rating"]
+    for first in range(0, 16, 4):  # the versions of an image
+        versions = rated_files[first : first + 4]
+        assert versions == sorted(versions)
     pairs = {(key["items"][file]["image"], scenes[file]) for file in scenes}
     assert len(pairs) == len(set(scenes.values())) == 4
     results = [f"{method}={method}" for method in METHODS]
