@@ -585,7 +585,7 @@ def _build_loader(args, workers):
         seed=args.seed,
         augment=args.augment,
         crop_scales=args.crop_scales,
-        exclude=(args.weights_dir, args.images_dir),
+        exclude=(args.weights_dir,),
         shard=(workers.index, workers.count),
     )
 
