@@ -45,7 +45,7 @@ with command_line.quiet_imports(__name__):
 TASKS = ("pre-training", "adversarial", "inference")
 
 
-class SourceWay(SRGAN):
+class SourceSRGAN(SRGAN):
     """SRGAN as the source computes it; takes the arguments of `SRGAN`."""
 
     def __init__(self, *args, **kwargs):
@@ -91,7 +91,7 @@ def build_sides(content_loss, precision, num_residual_blocks=16, num_filters=64)
     keras.config.set_dtype_policy(precision)
     ours = SRGAN(content_loss, vgg_weights=None, **sizes)
     keras.config.set_dtype_policy(keras.config.floatx())
-    source = SourceWay(content_loss, vgg_weights=None, **sizes)
+    source = SourceSRGAN(content_loss, vgg_weights=None, **sizes)
     for name in ("generator", "discriminator", "vgg"):
         if getattr(ours, name) is not None:
             getattr(source, name).set_weights(getattr(ours, name).get_weights())
@@ -140,12 +140,21 @@ def parse_args(argv=None):
     parser = command_line.ArgumentParser(prog="benchmark.py", description=__doc__)
     add = parser.add_argument
     add("--which", choices=("all", *TASKS), default="all", help="task to measure")
-    add("--content-loss", choices=("mse", "source"), default="source",
-        help="compare pixels, or features of VGG19")  # fmt: skip
+    add(
+        "--content-loss",
+        choices=("mse", "source"),
+        default="source",
+        help="compare pixels, or features of VGG19",
+    )
     add("--precision", choices=PRECISIONS, default="float32", help="our compute dtype")
     add("--crop-size", type=positive_int, metavar="PX", default=96, help="HR crop side")
-    add("--batch-size", type=positive_int, metavar="N", default=16,
-        help="crops per step")  # fmt: skip
+    add(
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        default=16,
+        help="crops per step",
+    )
     add("--repeats", type=positive_int, metavar="N", default=7, help="turns per side")
     add("--steps", type=positive_int, metavar="N", default=3, help="steps per turn")
     add("--json", metavar="FILE", help="file for the results as JSON")

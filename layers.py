@@ -110,10 +110,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         training = bool(training) and not self.has_fixed_statistics
-        by_batch = training and (self.trainable or self.uses_batch_when_frozen)
+        is_free = self.trainable or self.uses_batch_when_frozen
+        uses_batch = training and is_free
         if self._can_be_fused(inputs):
-            return self._fused_call(inputs, by_batch)
-        if by_batch and not self.trainable:
+            return self._fused_call(inputs, uses_batch)
+        if uses_batch and not self.trainable:
             return self._normalize_by_batch(inputs)
         return super().call(inputs, training=training, mask=mask)
 

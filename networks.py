@@ -157,13 +157,13 @@ def build_discriminator(num_filters=64, crop_size=None):
 
     Args:
         num_filters: int >= 1, channels of the first convolution.
-        crop_size: int, side of the only images that the paper's network judges, in px;
+        crop_size: int, side of the only images that the paper's network takes, in px;
             `None` builds the source's, for any size.
 
     Returns:
         An uncompiled `keras.Model`: `(n, h, w, 3)` RGB in [-1, 1] to the probability
         that a patch, `(n, ceil(h / 16), ceil(w / 16), 1)`, is of an original image;
-        5,219,137 parameters by default. The paper's judges whole images, `(n, 1)`.
+        5,219,137 parameters by default. The paper's gives one for each image, `(n, 1)`.
     """
     images = keras.Input((crop_size, crop_size, 3), name="images")
     features = _leaky_relu()(_convolution(num_filters)(images))

@@ -230,7 +230,8 @@ class SRGAN:
         return results
 
     def _draw_shift(self, trainer):
-        self.shift.draw(self.recipe.seed, int(trainer.optimizer.iterations))
+        if self.content.max_shift > 0:
+            self.shift.draw(self.recipe.seed, _count_updates(trainer))
 
     def _infer(self, model, images):
         if self._is_distributed:  # `predict_on_batch` would gather all workers' outputs
@@ -409,7 +410,7 @@ class SRGAN:
 
     def _has_average(self, trainer):
         self.discriminator.trainable = False  # only the generator's weights count
-        return self.recipe.ema > 0 and int(trainer.optimizer.iterations) > 0
+        return self.recipe.ema > 0 and _count_updates(trainer) > 0
 
     def _report(self, phase, loader):
         if not phase.run.is_chief:
@@ -496,6 +497,10 @@ def _compile(model, optimizer, loss, loss_weights=None, metrics=None):
     model.compile(optimizer, loss, loss_weights=loss_weights, metrics=metrics)
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def _count_updates(trainer):
+    return int(keras.ops.convert_to_numpy(trainer.optimizer.iterations))
 
 
 def _probability(labels, probabilities):

@@ -196,9 +196,12 @@ def parse_args(argv=None):
     parser = command_line.ArgumentParser(prog="upscale.py", description=__doc__)
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", help="image, or folder of images")
-    add("--weights", metavar="PATH",
+    add(
+        "--weights",
+        metavar="PATH",
         help="weights file, checkpoint folder or name of shipped weights "
-        f"(default: {weight_files.DEFAULT_SHIPPED})")  # fmt: skip
+        f"(default: {weight_files.DEFAULT_SHIPPED})",
+    )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--scale",
@@ -213,21 +216,38 @@ def parse_args(argv=None):
         metavar="WxH",
         help="size in px that results fit in, instead of --scale",
     )
-    add("--output", type=Path, metavar="PATH",
+    add(
+        "--output",
+        type=Path,
+        metavar="PATH",
         help="folder for the results, or the result of a single image (default: beside "
-        "each input)")  # fmt: skip
+        "each input)",
+    )
     add(
         "--format",
         choices=tuple(OUTPUT_FORMATS),
         help="file format (default: png, or that of a file named by --output)",
     )
-    add("--tile", type=command_line.positive_int, metavar="PX",
-        help="side of the tiles in px (default: by the image's size)")  # fmt: skip
+    add(
+        "--tile",
+        type=command_line.positive_int,
+        metavar="PX",
+        help="side of the tiles in px (default: by the image's size)",
+    )
     add("--overwrite", action="store_true", help="replace earlier results")
-    add("--precision", choices=command_line.PRECISIONS, default="float32",
-        help="compute dtype")  # fmt: skip
-    add("--max-pixels", type=command_line.positive_int, default=MAX_PIXELS,
-        metavar="N", help="refuse larger inputs")  # fmt: skip
+    add(
+        "--precision",
+        choices=command_line.PRECISIONS,
+        default="float32",
+        help="compute dtype",
+    )
+    add(
+        "--max-pixels",
+        type=command_line.positive_int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="refuse larger inputs",
+    )
     return parser.parse_args(argv)
 
 

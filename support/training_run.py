@@ -179,18 +179,18 @@ class TrainingRun:
     def _compare_with_shipped(self, results):
         """Shows what hours of training make of an image, beside the demo's minutes."""
         image, (sr, _) = self.test_images[0], results[0]
-        panels = {"bicubic": enlarge_by_filter(to_uint8(image.lr)), "this demo": sr}
+        versions = {"bicubic": enlarge_by_filter(to_uint8(image.lr)), "this demo": sr}
         for name in weight_files.list_shipped():
             if name.endswith("-source"):  # trained with the demo's blur
                 generator, _ = weight_files.load_generator(name)
-                panels[name] = enlarge(generator, image.lr, encode=to_uint8)
+                versions[name] = enlarge(generator, image.lr, encode=to_uint8)
         hr = to_uint8(image.hr)
         captions = {}
-        for label, panel in panels.items():
-            captions[label] = f"{metrics.measure(panel, hr)['psnr_y']:.2f} dB"
+        for label, version in versions.items():
+            captions[label] = f"{metrics.measure(version, hr)['psnr_y']:.2f} dB"
+        versions["original"] = hr
         path = Path(self.images_dir, "comparison.png")
-        panels["original"] = hr
-        figures.save_comparison_sheet(panels, path, captions, title=image.name)
+        figures.save_comparison_sheet(versions, path, captions, title=image.name)
         print(f"The demo's minutes beside the shipped weights' hours: {path}")
 
     def read_log(self, phase):
@@ -368,7 +368,8 @@ def check_options(before, now, path, phase):
         flag = f"--{name.replace('_', '-')}"
         if name in FIXED_OPTIONS:
             raise ValueError(
-                f"{path} was trained with {flag} {old}, not {value}. Use the same, "
-                "or pass --restart to start over (the old state is kept beside it)."
+                f"{path} was trained with {flag} {old}, not {value}. Use the same "
+                "if it still exists, or pass --restart to start over (the old state is "
+                "kept beside it)."
             )
         print(f"Changed since the last run: {flag}, from {old} to {value}.")

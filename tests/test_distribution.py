@@ -31,7 +31,8 @@ STEPS = """
 import sys
 import numpy as np
 import keras
-from support import distribution
+from support import checkpoints, distribution
+from presets import Recipe
 from srgan import SRGAN
 dtype, discriminator_bn, path = sys.argv[1:]
 with distribution.join_workers() as workers:
@@ -39,8 +40,12 @@ with distribution.join_workers() as workers:
     keras.config.set_dtype_policy(dtype)
     keras.utils.set_random_seed(0)
     with workers.scope():
-        gan = SRGAN(vgg_weights=None, num_residual_blocks=1, num_filters=4)
-    gan.discriminator_bn = discriminator_bn
+        gan = SRGAN(
+            vgg_weights=None,
+            num_residual_blocks=1,
+            num_filters=4,
+            recipe=Recipe(discriminator_bn=discriminator_bn, ema=0.9),
+        )
     random = np.random.default_rng(5)
     for model in (gan.generator, gan.discriminator, gan.vgg):
         for variable in model.variables:
@@ -62,7 +67,8 @@ with distribution.join_workers() as workers:
         losses += gan.train_discriminator_on_batch(*draw_batch()).values()
         losses += gan.train_generator_on_batch(*draw_batch()).values()
     weights = gan.generator.get_weights() + gan.discriminator.get_weights()
-    np.savez(path, losses, *weights)
+    gan._swap_average(gan.combined)
+    np.savez(path, losses, *weights, *gan.generator.get_weights())
 """
 
 COMMAND = """
@@ -134,7 +140,9 @@ def test_the_command_trains_on_two_workers(tmp_path, image_folder):
     for count in (2, 1):
         (folder := tmp_path / str(count)).mkdir()
         for steps in (1, 2):  # the second run resumes
-            flags = f"{FLAGS} --pretrain-steps 3 --bn-freeze-step 3 --train-steps"
+            flags = (
+                f"{FLAGS} --ema 0.5 --pretrain-steps 3 --bn-freeze-step 3 --train-steps"
+            )
             flags = [*flags.split(), steps, "--dataset", image_folder]
             results = finish(run_workers(COMMAND, count * [flags], folder))
             assert [code for code, *_ in results] == [0] * count, results
