@@ -435,7 +435,7 @@ def _check_output(folder, key_path, overwrite):
 
 
 def _score(args):
-    paths = [Path(path) for path in command_line.expand_patterns(args.ratings)]
+    paths = command_line.expand_patterns(args.ratings)
     with command_line.usage_errors():
         key = read_key(args.key)
         _check_score_outputs(args, paths)

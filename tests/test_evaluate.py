@@ -353,6 +353,7 @@ def test_scores_that_cannot_be_computed_are_left_out(run, pair_folders, tmp_path
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"half")
     discriminator = networks.build_discriminator(6)  # of a training of another width
+    del discriminator.network  # as in files of earlier versions
     save_checkpoint(Path("run"), {}, discriminator=discriminator)
     arguments = ("--hr", pair_folders[0], "--weights", "run")
     code, out, error = run(*arguments)

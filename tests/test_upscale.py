@@ -491,5 +491,5 @@ def test_default_weights_and_precision(tmp_path, monkeypatch, repeater):
     monkeypatch.setattr(weight_files, "load_generator", load)
     upscale.main([str(tmp_path / "a.png")])
     upscale.main([str(tmp_path), "--weights", "w", "--precision", "mixed_bfloat16"])
-    assert calls == [("srresnet-bicubic", "float32"), ("w", "mixed_bfloat16")]
+    assert calls == [("srgan-bicubic", "float32"), ("w", "mixed_bfloat16")]
     assert keras.config.dtype_policy().name == "float32"
