@@ -5,9 +5,11 @@
     python upscale.py photo.jpg --scale 2.5                # writes photo_x2.5.png
     python upscale.py photo.jpg --size 1600x1200           # writes photo_1600x1200.png
 
-Grayscale, 16-bit grayscale, transparency and metadata are kept as far as the output
-format can hold them. Existing files are kept unless you pass --overwrite; inputs are
-never overwritten. Images of any size fit into memory.
+JPEG files are enlarged by weights that were trained on JPEG blocks and noise, others by
+those for clean images, unless you pass --weights. Grayscale, 16-bit grayscale,
+transparency and metadata are kept as far as the output format can hold them. Existing
+files are kept unless you pass --overwrite; inputs are never overwritten. Images of any
+size fit into memory.
 """
 
 import argparse
@@ -25,6 +27,7 @@ with command_line.quiet_imports(__name__):
 
     from support import weight_files
     from support.image_files import (
+        FORMATS_READ,
         IMAGE_SUFFIXES,
         MAX_PIXELS,
         OUTPUT_FORMATS,
@@ -149,6 +152,27 @@ def _to_gray_16(sr):
     return np.clip(np.rint((sr[..., 0] + 1) * 32767.5), 0, 65535).astype("uint16")
 
 
+def choose_weights(job, args):
+    """Returns the weights for a file: those of --weights, or by the kind of file."""
+    if args.weights is not None:
+        return args.weights
+    if job.source.suffix.lower() in FORMATS_READ["JPEG"]:
+        return weight_files.DEFAULT_FOR_JPEG
+    return weight_files.DEFAULT_SHIPPED
+
+
+def load_generators(jobs, args):
+    """Loads {weights: generator} for all files, and prints what was loaded."""
+    generators = {}
+    for job in jobs:
+        weights = choose_weights(job, args)
+        if weights not in generators:
+            generator, path = weight_files.load_generator(weights, args.precision)
+            generators[weights] = generator
+            print(f"Weights: {path}", flush=True)
+    return generators
+
+
 def upscale_file(generator, job, args):
     """Enlarges one file, and prints one line that names what could not be kept."""
     started = time.monotonic()
@@ -167,7 +191,8 @@ def upscale_file(generator, job, args):
     image = enlarge_picture(generator, picture, args.tile, show, size)
     losses = save_image(image, job.target, name, picture.metadata)
     seconds = time.monotonic() - started
-    line = f"{job.source} -> {job.target}: {size} px, {seconds:.1f} s"
+    weights = choose_weights(job, args)
+    line = f"{job.source} -> {job.target}: {size} px, {weights}, {seconds:.1f} s"
     print("; ".join([line, *picture.notes, *losses]), flush=True)
 
 
@@ -200,7 +225,8 @@ def parse_args(argv=None):
         "--weights",
         metavar="PATH",
         help="weights file, checkpoint folder or name of shipped weights "
-        f"(default: {weight_files.DEFAULT_SHIPPED})",
+        f"(default: {weight_files.DEFAULT_FOR_JPEG} for JPEG files, else "
+        f"{weight_files.DEFAULT_SHIPPED})",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
@@ -259,9 +285,7 @@ def main(argv=None):
         jobs, skipped = find_jobs(args.inputs, args.output, args.format, suffix)
         for folder in {job.target.parent for job in jobs}:
             command_line.check_writable(folder / "result")
-        weights = args.weights or weight_files.DEFAULT_SHIPPED
-        generator, path = weight_files.load_generator(weights, args.precision)
-    print(f"Weights: {path}", flush=True)
+        generators = load_generators(jobs, args)
     for file, reason in skipped.items():
         command_line.warn(f"{file}: {reason}.")
     num_done, num_kept, num_failed = 0, 0, len(skipped)
@@ -279,7 +303,8 @@ def main(argv=None):
                 print(f"{job.source}: skipped, {job.target} exists")
                 num_kept += 1
                 continue
-            upscale_file(generator, job, args)
+            weights = choose_weights(job, args)
+            upscale_file(generators[weights], job, args)
             num_done += 1
         except (OSError, ValueError, MemoryError) as error:
             reason = getattr(error, "reason", None) or str(error) or "out of memory"

@@ -27,7 +27,8 @@ from support.checkpoints import (
 )
 
 DEFAULT_FOLDER = Path("weights/training_checkpoints")
-DEFAULT_SHIPPED = "srgan-bicubic"
+DEFAULT_SHIPPED = "srgan-bicubic"  # of `upscale.py`
+DEFAULT_FOR_JPEG = "srgan-photo"  # the other does not know JPEG blocks
 SHIPPED_FOLDER = Path(__file__).parent.parent / "weights" / "pretrained"
 
 

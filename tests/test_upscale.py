@@ -492,4 +492,8 @@ def test_default_weights_and_precision(tmp_path, monkeypatch, repeater):
     upscale.main([str(tmp_path / "a.png")])
     upscale.main([str(tmp_path), "--weights", "w", "--precision", "mixed_bfloat16"])
     assert calls == [("srgan-bicubic", "float32"), ("w", "mixed_bfloat16")]
+    calls.clear()
+    Image.new("RGB", (6, 5)).save(tmp_path / "b.JPG", "JPEG")
+    upscale.main([str(tmp_path), "--overwrite"])  # noise and blocks, and none
+    assert [weights for weights, _ in calls] == ["srgan-bicubic", "srgan-photo"]
     assert keras.config.dtype_policy().name == "float32"
