@@ -93,11 +93,11 @@ class DataLoader:
         crops_per_image: int >= 1, or `None` or 0 for all crops of a batch from one
             image (source); 1 takes each crop from another image (paper).
         seed: int >= 0, for all random choices.
-        augment: `"none"`, `"flip"` (source: left-right, every second crop), or
+        augment: `"none"`, `"flip"` (source: left-right, with probability 1/2), or
             `"dihedral"` (all eight flips and quarter turns).
         exclude: paths of folders inside the dataset that are not searched.
-        crop_scales: ints >= 1; each crop is cut so many times larger, one of them at
-            random, and reduced by Lanczos; images too small for that are cut 1:1.
+        crop_scales: ints >= 1, one of which is drawn for each crop: a window so many
+            times larger is reduced by Lanczos. Smaller images use scale 1.
         shard: `(index, count)` of a worker, which makes its part of each batch.
         degradation: `"source"` or `"bicubic"`, which only differ in `blur`'s default,
             or `"photo"`, which draws blur, filter, noise and JPEG for each crop.
@@ -127,7 +127,9 @@ class DataLoader:
         if crops_per_image is not None and crops_per_image < 0:
             raise ValueError(f"crops_per_image {crops_per_image} is less than 0.")
         if not crop_scales or min(crop_scales) < 1:
-            raise ValueError(f"crop_scales {crop_scales} are not whole numbers >= 1.")
+            raise ValueError(
+                f"crop_scales must be whole numbers >= 1, not {crop_scales}."
+            )
         self.degradation = choose_degradation(degradation, blur)
         self.crop_size = crop_size
         self.crops_per_image = crops_per_image

@@ -109,14 +109,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
         super().__init__(momentum=momentum, **kwargs)
 
     def call(self, inputs, training=None, mask=None):
-        training = bool(training) and not self.has_fixed_statistics
+        is_training = bool(training) and not self.has_fixed_statistics
         is_free = self.trainable or self.uses_batch_when_frozen
-        uses_batch = training and is_free
+        uses_batch_statistics = is_training and is_free
         if self._can_be_fused(inputs):
-            return self._fused_call(inputs, uses_batch)
-        if uses_batch and not self.trainable:
+            return self._fused_call(inputs, uses_batch_statistics)
+        if uses_batch_statistics and not self.trainable:
+            # Keras normalizes a frozen layer by its moving statistics.
             return self._normalize_by_batch(inputs)
-        return super().call(inputs, training=training, mask=mask)
+        return super().call(inputs, training=is_training, mask=mask)
 
     def _can_be_fused(self, inputs):
         is_tensorflow = keras.backend.backend() == "tensorflow"

@@ -9,8 +9,9 @@ trained with; neither source nor paper has them.
 
 from typing import NamedTuple
 
+import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from networks import build_feature_extractor
 from support.pixels import SCALE
@@ -18,12 +19,13 @@ from support.pixels import SCALE
 ADVERSARIAL_WEIGHT = 1e-3  # paper, Sec. 2.2, eq. 3
 FEATURE_WEIGHT = 1 / 12.75**2  # = 0.006, paper, Sec. 3.2
 TOTAL_VARIATION_WEIGHT = 2e-8  # SRResNet-VGG22; paper, Sec. 3.4
-PRETRAIN_LOSSES = ("mse", "l1", "vgg22")
+# Keras's losses. "vgg22" compares features, by the mean squared error.
+PRETRAIN_LOSSES = {"mse": "mse", "l1": "mae", "vgg22": "mse"}
 EPSILON = 1e-5  # keeps `grid_loss` finite on flat images
 
 
 class ContentLoss(NamedTuple):
-    """What generated and original images are compared by, and the other terms."""
+    """Weights and settings of a content loss, and of the terms used with it."""
 
     layer_name: str | None  # of VGG19; `None` compares pixels
     weight: float
@@ -98,7 +100,7 @@ def build_content_features(content_loss, vgg_weights):
     )
 
 
-class TotalVariation(layers.Layer):
+class TotalVariation(keras.layers.Layer):
     """Passes images on; adds their total variation to the loss (paper: Sec. 3.4)."""
 
     def call(self, images):
@@ -109,7 +111,7 @@ class TotalVariation(layers.Layer):
         return images
 
 
-class RandomShift(layers.Layer):
+class RandomShift(keras.layers.Layer):
     """Rolls images by up to `max_shift` px down and to the right.
 
     The strides of discriminator and VGG19 are multiples of the x4 grid. If they always
@@ -137,8 +139,8 @@ class RandomShift(layers.Layer):
 def low_loss(hr, sr):
     """Returns the mean absolute difference of images reduced to the LR grid.
 
-    What the LR image says about the result must stay; the discriminator only decides
-    what the LR image does not say.
+    Keeps the result consistent with the LR image: the discriminator decides only the
+    detail that the LR image lacks.
 
     Args:
         hr: float `(n, h, w, 3)` in [-1, 1], original images; sides multiples of 4.
@@ -151,8 +153,8 @@ def low_loss(hr, sr):
 def grid_loss(hr, sr):
     """Returns the mean squared difference of the images' `phase_statistics`.
 
-    A pattern of period 4 px, the x4 grid, is the generator's cheapest answer to a
-    discriminator. Original images have none: their pixels are alike at all phases.
+    A pattern of period 4 px, that of the LR grid, is an easy way to fool a
+    discriminator. Original images have no such pattern.
 
     Args:
         hr: float `(n, h, w, 3)` in [-1, 1], original images; sides multiples of 4,

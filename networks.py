@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from layers import BatchNormalization, UpsampleConv2D
 from support.pixels import SCALE
@@ -23,8 +23,6 @@ DENSE_UNITS_FACTOR = 16  # 1024 units for 64 filters; paper, Fig. 4
 PATCH_SIZE = 16  # px, stride of the discriminator's patch grid
 
 VGG_WEIGHTS_FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
-
-
 NETWORKS = ("source", "paper", "srcnn", "espcn")
 
 
@@ -73,9 +71,9 @@ def build_generator(num_residual_blocks=16, num_filters=64, is_paper=False):
     """
     lr = keras.Input((None, None, 3), name="lr")
     # Paper, Sec. 3.2: LR images in [0, 1].
-    images = layers.Rescaling(0.5, 0.5)(lr) if is_paper else lr
+    images = keras.layers.Rescaling(0.5, 0.5)(lr) if is_paper else lr
     # Paper: PReLU. Source: ReLU.
-    activation = _prelu if is_paper else layers.ReLU
+    activation = _prelu if is_paper else keras.layers.ReLU
     skip = activation()(_convolution(num_filters, 9)(images))
     features = skip
     for _ in range(num_residual_blocks):
@@ -83,9 +81,9 @@ def build_generator(num_residual_blocks=16, num_filters=64, is_paper=False):
         block = _normalize_and_activate(block, activation, is_paper)
         block = _convolution(num_filters)(block)
         block = BatchNormalization()(block)
-        features = layers.Add()([block, features])
+        features = keras.layers.Add()([block, features])
     features = BatchNormalization()(_convolution(num_filters)(features))
-    features = layers.Add()([features, skip])
+    features = keras.layers.Add()([features, skip])
     # (n, h, w, f) -> (n, 2h, 2w, 4f) -> (n, 4h, 4w, 3)
     if is_paper:
         for _ in range(2):
@@ -146,7 +144,9 @@ def build_espcn():
 
 
 def _finish_generator(lr, features, network, activation="linear"):
-    sr = layers.Activation(activation, dtype=keras.config.floatx(), name="sr")(features)
+    sr = keras.layers.Activation(activation, dtype=keras.config.floatx(), name="sr")(
+        features
+    )
     generator = keras.Model(lr, sr, name="generator")
     generator.network = network
     return generator
@@ -173,10 +173,10 @@ def build_discriminator(num_filters=64, crop_size=None):
         features = _normalize_and_activate(features, _leaky_relu, is_paper)
     # Source: dense layers at each position, for images of any size.
     if is_paper:  # one probability per image
-        features = layers.Flatten()(features)
-    features = layers.Dense(DENSE_UNITS_FACTOR * num_filters)(features)
-    logits = layers.Dense(1)(_leaky_relu()(features))
-    real = layers.Activation("sigmoid", dtype=keras.config.floatx(), name="real")
+        features = keras.layers.Flatten()(features)
+    features = keras.layers.Dense(DENSE_UNITS_FACTOR * num_filters)(features)
+    logits = keras.layers.Dense(1)(_leaky_relu()(features))
+    real = keras.layers.Activation("sigmoid", dtype=keras.config.floatx(), name="real")
     discriminator = keras.Model(images, real(logits), name="discriminator")
     discriminator.network = DiscriminatorNetwork(num_filters, crop_size)
     return discriminator
@@ -222,14 +222,14 @@ def receptive_field_radius(generator):
     for operation in generator.operations:
         if isinstance(operation, UpsampleConv2D):
             pixel /= 2
-        if isinstance(operation, layers.Conv2D):
+        if isinstance(operation, keras.layers.Conv2D):
             radius += pixel * (operation.kernel_size[0] // 2)
         pixel /= getattr(operation, "block_size", 1)  # of `depth_to_space`
     return int(np.ceil(radius))
 
 
 def _convolution(filters, kernel_size=3, **kwargs):
-    return layers.Conv2D(filters, kernel_size, padding="same", **kwargs)
+    return keras.layers.Conv2D(filters, kernel_size, padding="same", **kwargs)
 
 
 def _normalize_and_activate(features, activation, is_paper):
@@ -240,11 +240,11 @@ def _normalize_and_activate(features, activation, is_paper):
 
 
 def _prelu():
-    return layers.PReLU(shared_axes=[1, 2])  # one slope per channel
+    return keras.layers.PReLU(shared_axes=[1, 2])  # one slope per channel
 
 
 def _leaky_relu():
-    return layers.LeakyReLU(LEAKY_SLOPE)
+    return keras.layers.LeakyReLU(LEAKY_SLOPE)
 
 
 def _load_vgg19(weights):

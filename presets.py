@@ -1,6 +1,8 @@
 """Training recipes as tables, and the flags of srgan.py.
 
-python srgan.py --preset paper --help    # shows the paper's values
+    python srgan.py --preset paper --help    # shows the paper's values
+
+A preset's values are the defaults of the flags.
 """
 
 import argparse
@@ -62,8 +64,8 @@ PRESETS = {
         "degradation": "source",
         "blur": DEFAULT_BLURS["source"],
         "augment": "flip",
-        "crop_scales": (1,),  # what crops are reduced by before anything else
-        "train_batch_divisor": 1,  # adversarial batches have that much fewer crops
+        "crop_scales": (1,),  # each crop is reduced by one of these, drawn at random
+        "train_batch_divisor": 1,  # divides the batch size in adversarial training
         "pretrain_steps": 10_000,
         "train_steps": 100_000,
         "pretrain_interval": 100,
@@ -158,6 +160,8 @@ def parse_args(argv=None):
     if dataset is None:
         parser.set_defaults(test_images=SAMPLE_TEST_IMAGES)
     args = parser.parse_args(argv)
+    if args.pretrain_steps == args.train_steps == 0:
+        parser.error("--pretrain-steps 0 and --train-steps 0 leave nothing to train.")
     if args.network == "paper" and args.train_steps and args.crop_size != PAPER_CROP:
         parser.error(
             f"The paper's discriminator takes crops of {PAPER_CROP} px. Pass "
@@ -216,7 +220,7 @@ def _add_data_flags(group):
     group.add_argument(
         "--degradation",
         choices=tuple(DEFAULT_BLURS),
-        help="LR images: blurred and reduced, or damaged as photographs are",
+        help="how LR images are made: clean downscaling, or realistic photo damage",
     )
     group.add_argument(
         "--blur",
@@ -254,16 +258,16 @@ def _add_training_flags(group):
     group.add_argument(
         "--content-loss",
         choices=tuple(CONTENT_LOSSES),
-        help="VGG19 features, or pixels, that images are compared by",
+        help="features or pixels compared by the content loss",
     )
     group.add_argument(
         "--pretrain-loss",
-        choices=PRETRAIN_LOSSES,
+        choices=tuple(PRETRAIN_LOSSES),
         help="loss of pre-training",
     )
     group.add_argument(
         "--network",
-        choices=tuple(NETWORKS),
+        choices=NETWORKS,
         help="generator, and with paper its discriminator, too",
     )
     group.add_argument(
@@ -281,8 +285,8 @@ def _add_training_flags(group):
         "--ema",
         type=decay,
         metavar="X",
-        help="decay of the moving average of the generator's weights, which is then "
-        "what is shown and saved; 0: none",
+        help="decay of the moving average of generator weights, used for reports and "
+        "checkpoints; 0 disables it",
     )
     group.add_argument(
         "--vgg-weights",

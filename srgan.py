@@ -32,7 +32,7 @@ with command_line.quiet_imports(__name__):
 SOURCE = PRESETS["source"]
 SOURCE_RECIPE = Recipe()
 ADAM_BETA_1 = 0.9  # paper, Sec. 3.2
-STEP_FACTOR = 0.1  # of the learning rate, after half of the steps; paper, Sec. 3.2
+STEP_FACTOR = 0.1  # learning-rate factor after half of the steps; paper, Sec. 3.2
 COSINE_FLOOR = 0.02  # last learning rate of a cosine, as a share of the first
 NUM_STATISTICS_BATCHES = 50  # that batch-norm statistics are averaged over
 
@@ -53,8 +53,8 @@ class SRGAN:
             SRResNet-VGG22.
         num_residual_blocks: int >= 0, of the source's and the paper's generator.
         num_filters: int >= 1, of the same, and of the discriminator.
-        network: `"source"`, `"paper"`, whose discriminator only takes HR crops of
-            `PAPER_CROP` px, `"srcnn"` or `"espcn"`, both with the source's.
+        network: `"source"`, `"paper"` (whose discriminator takes HR crops of
+            `PAPER_CROP` px), `"srcnn"` or `"espcn"` (with the source's discriminator).
         recipe: `presets.Recipe`, how the loops train.
 
     Raises:
@@ -101,16 +101,14 @@ class SRGAN:
 
     def _build_pretrainer(self):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
-        loss, weights = self.pretrain_loss, None
-        if self.pretrain_features is not None:
-            sr = losses.TotalVariation(dtype=keras.config.floatx())(sr)
-            sr = self.pretrain_features(sr)
-            loss, weights = "mse", [losses.FEATURE_WEIGHT]
-        elif loss == "l1":
-            loss = "mae"
-        model = distribution.model_class()(lr, sr)
+        loss = losses.PRETRAIN_LOSSES[self.pretrain_loss]
         optimizer = self._build_optimizer(self.recipe.ema, self.recipe.pretrain_beta_2)
-        return _compile(model, optimizer, loss, weights)
+        if self.pretrain_features is None:
+            model = distribution.model_class()(lr, sr)
+            return _compile(model, optimizer, loss)
+        sr = losses.TotalVariation(dtype=keras.config.floatx())(sr)
+        model = distribution.model_class()(lr, self.pretrain_features(sr))
+        return _compile(model, optimizer, loss, [losses.FEATURE_WEIGHT])
 
     def _build_discriminator_trainer(self):
         images, real = self.discriminator.inputs[0], self.discriminator.outputs[0]
@@ -169,7 +167,8 @@ class SRGAN:
     def train_discriminator_on_batch(self, lr, hr):
         """Trains the discriminator on originals, then on generated images.
 
-        The loss is least squares against 1 and 0 (source). The generator runs in
+        The targets are 1 and 0; the loss is least squares (source), or binary
+        cross-entropy (paper, and `content_loss="texture"`). The generator runs in
         inference mode and is not changed.
 
         Args:
@@ -218,8 +217,8 @@ class SRGAN:
         targets = {"adversarial": self._patch_labels(hr), "content": content}
         for name, _ in self.content.pixel_losses:
             targets[name] = hr
-        # Source: frozen, its batch norm runs on moving averages of originals and
-        # generated images alike, by which it can hardly tell them apart.
+        # Source: the frozen discriminator uses moving averages of original and
+        # generated batches, which blur the difference between them.
         self.discriminator.trainable = False
         for layer in layers.batch_norm_layers(self.discriminator):
             layer.uses_batch_when_frozen = self.recipe.discriminator_bn == "batch"
@@ -335,12 +334,13 @@ class SRGAN:
             optimizers=optimizers,
             swap_average=functools.partial(self._swap_average, trainer),
         )
-        # A schedule takes the place of a variable that would be loaded.
+        # A schedule removes the optimizer's learning-rate variable, so it is set before
+        # loading.
         self._set_learning_rates(name, num_steps)
         phase.resume()
         if phase.step == 0 and name == TRAINING:
             phase.start_from(PRE_TRAINING)
-        # What was loaded is the learning rate of the earlier run.
+        # Loading has restored the earlier run's learning rate.
         self._set_learning_rates(name, num_steps)
         self._trace_again()
         return phase
@@ -361,7 +361,7 @@ class SRGAN:
         )
 
     def _trace_again(self):
-        """Drops Keras's traced steps, which keep the schedules and flags of then."""
+        """Discards traced steps, which captured the previous schedules and flags."""
         for trainer in (self.pretrainer, self.discriminator_trainer, self.combined):
             trainer.train_function = None
 
@@ -377,7 +377,8 @@ class SRGAN:
             loader: `DataLoader`, makes the batches to average over.
             batch_size: int >= 1, crops per batch.
         """
-        if layers.has_fixed_statistics(network):
+        has_statistics = bool(layers.batch_norm_layers(network))
+        if not has_statistics or layers.has_fixed_statistics(network):
             return
         self.discriminator.trainable = True
         copy = self._local(network)
@@ -530,11 +531,12 @@ def main(argv=None):
                     loader,
                     num_steps=args.train_steps,
                     interval=args.train_interval,
-                    batch_size=max(1, args.batch_size // args.train_batch_divisor),
+                    batch_size=_train_batch_size(args),
                     run=run,
                 )
             if workers.is_chief:
-                run.finish(gan.evaluate(run.test_images))
+                phase = TRAINING if args.train_steps else PRE_TRAINING
+                run.finish(gan.evaluate(run.test_images), phase)
             workers.wait()
     except (training_run.TrainingStoppedError, NoImageLeftError) as error:
         command_line.fail(error, command_line.EXIT_FAILED)
@@ -542,13 +544,14 @@ def main(argv=None):
 
 
 def _set_up(args, stack):
-    """Builds loader, SRGAN and run, and checks everything that can be wrong."""
+    """Builds the loader, SRGAN and run; reports user errors before training starts."""
     workers = stack.enter_context(distribution.join_workers(args.precision))
     if workers.is_chief:
         command_line.check_writable(args.weights_dir / "state", "weights_dir")
         command_line.check_writable(args.images_dir / "grid", "images_dir")
         stack.enter_context(checkpoints.lock(args.weights_dir))
     print(command_line.describe_device())
+    _check_batch_sizes(args, workers)
     loader = stack.enter_context(_build_loader(args, workers))
     print(loader.summary())
     with workers.scope():
@@ -575,6 +578,20 @@ def _set_up(args, stack):
             problem = figures.save_model_diagram(model, path)
             print(problem or f"Diagram: {path}.")
     return loader, gan, run, workers
+
+
+def _train_batch_size(args):
+    return max(1, args.batch_size // args.train_batch_divisor)
+
+
+def _check_batch_sizes(args, workers):
+    for batch_size in (args.batch_size, _train_batch_size(args)):
+        if batch_size % workers.count:
+            raise ValueError(
+                f"--batch-size {args.batch_size} makes batches of {batch_size} crops, "
+                f"which {workers.count} workers cannot share. Pass a multiple of "
+                f"{workers.count * args.train_batch_divisor}."
+            )
 
 
 def _build_loader(args, workers):

@@ -139,10 +139,11 @@ def find_newest(folder, set_damaged_aside=False):
             state = read_state(path)
         except ValueError as error:
             damaged.append(path)
-            print(f"{error} Using the one before it.")
+            print(f"{error} Trying the one before it.")
         else:
-            for path_aside in damaged if set_damaged_aside else ():
-                set_aside(path_aside, "damaged")
+            if set_damaged_aside:
+                for path_aside in damaged:
+                    set_aside(path_aside, "damaged")
             return path, state
     if damaged:
         raise ValueError(

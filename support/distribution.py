@@ -21,7 +21,7 @@ import numpy as np
 
 from support import command_line
 
-LARGEST = 64  # the largest number of a signal
+MAX_SIGNAL = 64  # the largest number of a signal
 # Names in `tf.errors`. The last is raised after a worker was started again.
 WORKER_FAILURES = (
     "AbortedError",
@@ -49,12 +49,12 @@ class Workers(NamedTuple):
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
     def wait(self):
-        """Returns when all workers have called it."""
+        """Waits until all workers have called it."""
         self.max(0)
 
     def max(self, number):
-        """Returns the largest of the numbers in [0, `LARGEST`] that workers pass."""
-        votes = np.zeros(LARGEST + 1, "float32")
+        """Returns the largest of the numbers in [0, `MAX_SIGNAL`] that workers pass."""
+        votes = np.zeros(MAX_SIGNAL + 1, "float32")
         votes[number] = 1
         return int(np.max(np.nonzero(self.add_up(votes))))
 

@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ FIXED_OPTIONS = (
     "crop_size",
     "crop_scales",
     "batch_size",
+    "train_batch_divisor",
     "crops_per_image",
     "degradation",
     "blur",
@@ -77,7 +79,8 @@ class TrainingRun:
     options: dict = dataclasses.field(default_factory=dict)  # compared on resuming
     test_images: list = dataclasses.field(default_factory=list)
     is_chief: bool = True  # the only one of several workers that writes
-    max_of_workers: callable = int  # the largest number that any worker passes
+    # Returns the largest number that any worker passes.
+    max_of_workers: Callable[[int], int] = lambda number: number
     stop_signal: int = 0
 
     def folder(self, phase):
@@ -163,7 +166,7 @@ class TrainingRun:
         return {label: metrics.mean_scores(rows) for label, rows in scores.items()}
 
     @saving("the results")
-    def finish(self, results):
+    def finish(self, results, phase=TRAINING):
         """Saves the final images, prints the scores and where everything is."""
         for number, (sr, _) in enumerate(results):
             save_image(sr, Path(self.images_dir, "_res", f"{number}.png"))
@@ -172,7 +175,7 @@ class TrainingRun:
         print(f"\n{metrics.PROTOCOL}\n{metrics.format_table(table)}\n")
         if self.options.get("preset") == "demo":
             self._compare_with_shipped(results)
-        weights = self.folder(TRAINING if self.has_trained else PRE_TRAINING)
+        weights = self.folder(phase)
         print(f"Pictures: {self.images_dir}/_res and beside it. Checkpoints: {weights}")
         print(f"Next: python evaluate.py --weights {weights}")
 
@@ -239,9 +242,13 @@ class Phase:
     def start_from(self, earlier_phase):
         """Loads the newest generator of an earlier phase, if there is one."""
         path, _ = checkpoints.find_newest(self.run.folder(earlier_phase))
-        if path is not None:
+        if path is None:
+            return
+        try:
             checkpoints.restore(path, {"generator": self.models["generator"]}, {})
-            print(f"The generator starts from {path}.")
+        except ValueError as error:
+            raise TrainingStoppedError(error) from error
+        print(f"The generator starts from {path}.")
 
     @contextlib.contextmanager
     def averaged_weights(self):
@@ -277,7 +284,7 @@ class Phase:
             )
         self.step = step
         if not self.run.is_chief:
-            self._losses.clear()  # which only reports need
+            self._losses.clear()  # only reports need them
         self._losses.append(losses)
         gap = abs(losses.get("p_real", 0) - losses.get("p_fake", 0))
         self.one_sided_steps = self.one_sided_steps + 1 if gap > WINNING_GAP else 0

@@ -91,6 +91,7 @@ def test_each_degradation_has_its_own_blur(preset):
         (("--batch-size", "0"), "'0' is not a whole number >= 1"),
         (("--blur", "nan"), "'nan' is not a number >= 0"),
         (("--frobnicate",), "--frobnicate"),
+        (("--pretrain-steps=0", "--train-steps=0"), "nothing to train"),
         (("--network", "edsr"), "'edsr'"),
         (("--content-loss", "vgg54_pixel"), "'vgg54_pixel'"),
         (("--ema", "1"), "'1' is not a number >= 0 and < 1"),

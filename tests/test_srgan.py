@@ -287,6 +287,17 @@ def test_statistics_that_were_not_averaged_are(pixel_gan, loader, run, monkeypat
     assert not layers.has_fixed_statistics(fresh.discriminator)
 
 
+def test_a_network_without_batch_norm_has_nothing_to_freeze(loader, run, monkeypatch):
+    """SRCNN and ESPCN averaged statistics that they lack, at every step."""
+    recipe = Recipe(bn_freeze_step=1)
+    gan = SRGAN(content_loss="mse", network="espcn", recipe=recipe, **TINY)
+    monkeypatch.setattr(layers, "average_batch_norm", None)  # a call would fail
+    gan.pre_train(loader, 2, interval=2, batch_size=2, run=run)
+    traced = gan.pretrainer.train_function
+    gan.freeze_batch_norm(gan.generator, loader)
+    assert gan.pretrainer.train_function is traced
+
+
 def test_each_call_of_a_loop_has_its_own_schedule(pixel_gan, loader, run):
     """Keras keeps a traced step with the schedule of then: a second, longer call went
     on with the first one's last learning rate, a fiftieth."""
