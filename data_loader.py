@@ -96,8 +96,8 @@ class DataLoader:
         augment: `"none"`, `"flip"` (source: left-right, with probability 1/2), or
             `"dihedral"` (all eight flips and quarter turns).
         exclude: paths of folders inside the dataset that are not searched.
-        crop_scales: ints >= 1, one of which is drawn for each crop: a window so many
-            times larger is reduced by Lanczos. Smaller images use scale 1.
+        crop_scales: ints >= 1, one of which is drawn for each crop: it is cut from the
+            image reduced so many times by Lanczos. Smaller images use scale 1.
         shard: `(index, count)` of a worker, which makes its part of each batch.
         degradation: `"source"` or `"bicubic"`, which only differ in `blur`'s default,
             or `"photo"`, which draws blur, filter, noise and JPEG for each crop.
@@ -140,9 +140,13 @@ class DataLoader:
         self.shard = shard
         self.folder = find_dataset(dataset)
         self._find_files()
-        num_pixels = sum(width * height for width, height in self._sizes.values())
+        num_pixels = sum(
+            (width // scale) * (height // scale)
+            for width, height in self._sizes.values()
+            for scale in {1, *crop_scales}
+        )
         self._is_caching = PIXEL_BYTES * num_pixels <= CACHE_BYTES
-        self._cache = {}
+        self._cache = {}  # {path: {scale: image reduced so many times}}
         self._pool = ThreadPoolExecutor(NUM_THREADS)
         self._ahead = {}  # futures of the next batches
         self.seek(0)
@@ -250,8 +254,8 @@ class DataLoader:
         num_rows = batch_size // count
         for row in range(index * num_rows, (index + 1) * num_rows):
             if not hr or row % crops_per_image == 0:
-                image = self._read_image(images[row // crops_per_image])
-            crop = self._cut(image, corners[row], int(scales[row]))
+                reductions = self._read_image(images[row // crops_per_image])
+            crop = self._cut(reductions, corners[row], int(scales[row]))
             variant = None if is_testing else self.variants[variants[row]]
             hr.append(crop if variant is None else crop.transpose(variant))
             # Not `row`, because NumPy's seeds [..., k] and [..., k, 0] are the same.
@@ -259,20 +263,32 @@ class DataLoader:
             lr.append(self.degradation.apply(hr[-1], seed))
         return Batch(pixels.to_float(lr), pixels.to_float(hr))
 
-    def _cut(self, image, corner, scale):
-        """Cuts a crop, `scale` times reduced, whose corner is given as shares."""
-        side = scale * self.crop_size
-        if min(image.size) < side:
-            side = self.crop_size
-        num_positions = np.array(image.size) - side + 1
+    def _cut(self, reductions, corner, scale):
+        """Cuts a crop from an image of `_read_image`; the corner is given as shares."""
+        image = reductions[1]
+        if min(image.size) < scale * self.crop_size:
+            scale = 1
+        width, height = image.width // scale, image.height // scale
+        num_positions = np.array([width, height]) - self.crop_size + 1
         left, top = (corner * num_positions).astype(int).tolist()
-        crop = image.crop((left, top, left + side, top + side))
-        if side == self.crop_size:
-            return crop
-        return crop.resize((self.crop_size, self.crop_size), Image.Resampling.LANCZOS)
+        box = (left, top, left + self.crop_size, top + self.crop_size)
+        if not self._is_caching and scale > 1:
+            # The same pixels, because the filter reads beyond its box.
+            return image.resize(
+                (self.crop_size, self.crop_size),
+                Image.Resampling.LANCZOS,
+                box=[scale * side for side in box],
+            )
+        if scale not in reductions:
+            reductions[scale] = image.resize(
+                (width, height),
+                Image.Resampling.LANCZOS,
+                box=(0, 0, scale * width, scale * height),
+            )
+        return reductions[scale].crop(box)
 
     def _read_image(self, index):
-        """Returns image number `index`, decoded, or the next one that can be read."""
+        """Decodes image `index`, or the next one that can be read: {1: image}."""
         for path in self.files[index:] + self.files[:index]:
             if path in self._cache:
                 return self._cache[path]
@@ -286,9 +302,10 @@ class DataLoader:
                     print(f"Skipped {path}: {error.reason}")
                 self.skipped[path] = error.reason
                 continue
+            reductions = {1: image}
             if self._is_caching:
-                self._cache[path] = image
-            return image
+                self._cache[path] = reductions
+            return reductions
         raise NoImageLeftError(
             f"None of the images in {self.folder} can be read any more "
             f"({self.skipped[self.files[index]]}). Check the disk, then run again."
