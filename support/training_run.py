@@ -111,12 +111,13 @@ class TrainingRun:
 
     def prepare_folder(self, args):
         """Moves away what must not be resumed, and checks the options of the rest."""
+        restarted = ()
         if args.restart:
             # Adversarial training alone starts over from the pre-trained generator.
-            phases = PHASES if args.pretrain_steps else (TRAINING,)
-            self._set_aside(phases, "Starting over", args)
-            return
+            restarted = PHASES if args.pretrain_steps else (TRAINING,)
         for phase in PHASES:
+            if phase in restarted:
+                continue
             path, state = checkpoints.find_newest(self.folder(phase), True)
             if path is None:
                 continue
@@ -124,6 +125,7 @@ class TrainingRun:
                 self._set_aside(PHASES, "Leaving the demo's state", args)
                 return
             check_options(state["options"], self.options, path, phase)
+        self._set_aside(restarted, "Starting over", args)
 
     def _set_aside(self, phases, reason, args):
         if args.initial_weights:
@@ -372,11 +374,11 @@ def check_options(before, now, path, phase):
         old = before.get(name, value)
         if old == value or name in unused:
             continue
-        flag = f"--{name.replace('_', '-')}"
+        label = name.replace("_", " ")
         if name in FIXED_OPTIONS:
             raise ValueError(
-                f"{path} was trained with {flag} {old}, not {value}. Use the same "
-                "if it still exists, or pass --restart to start over (the old state is "
+                f"{path} was trained with {label} {old}, not {value}. Use the same "
+                "flags and --preset, or pass --restart to start over (the old state is "
                 "kept beside it)."
             )
-        print(f"Changed since the last run: {flag}, from {old} to {value}.")
+        print(f"Changed since the last run: {label}, from {old} to {value}.")

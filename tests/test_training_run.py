@@ -89,14 +89,14 @@ def test_changed_options(run, capsys, name, phase):
     run.options = ALL_OPTIONS
     run_steps(open_phase(run, phase), 2)
     run.options = ALL_OPTIONS | {name: 2}
-    flag = f"--{name.replace('_', '-')}"
+    label = name.replace("_", " ")
     is_unused = phase == PRE_TRAINING and name in training_run.ADVERSARIAL_OPTIONS
     if name not in FREE_OPTIONS and not is_unused:
-        with pytest.raises(ValueError, match=rf"{flag} 1, not 2\..*--restart"):
+        with pytest.raises(ValueError, match=rf"{label} 1, not 2\..*--restart"):
             prepare_folder(run)
     else:
         prepare_folder(run)
-        is_printed = f"Changed since the last run: {flag}" in capsys.readouterr().out
+        is_printed = f"Changed since the last run: {label}" in capsys.readouterr().out
         assert is_printed != is_unused
     assert steps_of(run, phase) == [2]
 
@@ -109,7 +109,7 @@ def test_older_checkpoints_know_no_degradation(run):
         run.options = {"degradation": name, "blur": 0.0}
         prepare_folder(run)
     run.options = {"degradation": "photo", "blur": 0.0}
-    with pytest.raises(ValueError, match="--degradation bicubic, not photo"):
+    with pytest.raises(ValueError, match="degradation bicubic, not photo"):
         prepare_folder(run)
 
 
@@ -147,6 +147,19 @@ def test_damage_is_named_once_and_no_new_start(run, capsys):
     states[0].write_text("{}")
     with pytest.raises(ValueError, match=r"damaged.*--restart"):
         prepare_folder(run)
+    assert steps_of(run) == [2]
+    prepare_folder(run, restart=True)
+    assert steps_of(run) == []
+
+
+def test_restart_compares_the_kept_pre_training(run):
+    """The run began, but the same command could not resume it later."""
+    run.options = {"blur": 0}
+    run_steps(open_phase(run, PRE_TRAINING), 2)
+    run_steps(open_phase(run), 2)
+    run.options = {"blur": 1}
+    with pytest.raises(ValueError, match="blur 0, not 1"):
+        prepare_folder(run, restart=True, pretrain_steps=0)
     assert steps_of(run) == [2]
 
 
