@@ -29,6 +29,7 @@ GRAY_NOISE_SHARE = 1 / 2  # of noise: in luminance only
 JPEG_QUALITY = (40, 95)  # of LR
 UNCOMPRESSED_SHARE = 1 / 4
 JPEG_SUBSAMPLINGS = ("4:2:0", "4:4:4")  # resolution of the colors
+JPEG_BLOCK = 16  # px, the largest, of the colors of 4:2:0
 SHEET_CROP = 384  # HR px, of the contact sheet
 SHEET_CROPS = 16
 
@@ -88,6 +89,7 @@ class Damage(NamedTuple):
     is_gray: bool  # the same noise in all channels
     quality: int  # of JPEG
     subsampling: str
+    block_corner: tuple = (0, 0)  # LR px from the image's corner to JPEG's first block
 
     def __str__(self):
         steps = [self.resampling.name.lower()]
@@ -117,6 +119,7 @@ def draw_damage(rng):
         is_gray=rng.random() < GRAY_NOISE_SHARE,
         quality=quality,
         subsampling=str(rng.choice(JPEG_SUBSAMPLINGS)),
+        block_corner=tuple(rng.integers(JPEG_BLOCK, size=2).tolist()),
     )
 
 
@@ -126,14 +129,13 @@ def apply_damage(hr, damage, rng):
     if damage.noise > 0:
         lr = _add_noise(lr, damage, rng)
     if damage.quality > 0:
-        file = io.BytesIO()
-        lr.save(file, "JPEG", quality=damage.quality, subsampling=damage.subsampling)
-        lr = Image.open(file).convert("RGB")
+        lr = _compress(lr, damage)
     return lr
 
 
 def _add_noise(lr, damage, rng):
-    signal = levels = np.asarray(lr, "float32")
+    levels = np.asarray(lr, "float32")
+    signal = levels
     if damage.is_gray:
         signal = np.asarray(lr.convert("L"), "float32")[..., np.newaxis]
     if damage.is_poisson:
@@ -143,6 +145,17 @@ def _add_noise(lr, damage, rng):
         noise = rng.normal(0, damage.noise, signal.shape)
     noisy = np.clip(np.rint(levels + noise), 0, 255)
     return Image.fromarray(noisy.astype("uint8"))
+
+
+def _compress(lr, damage):
+    """Saves as JPEG; blocks that begin at every crop's corner would be too easy."""
+    left, top = damage.block_corner
+    padded = np.pad(lr, ((top, 0), (left, 0), (0, 0)), "symmetric")
+    file = io.BytesIO()
+    options = {"quality": damage.quality, "subsampling": damage.subsampling}
+    Image.fromarray(padded).save(file, "JPEG", **options)
+    compressed = Image.open(file).convert("RGB")
+    return compressed.crop((left, top, left + lr.width, top + lr.height))
 
 
 def save_contact_sheet(folder, path="images/photo_degradation.png"):

@@ -52,19 +52,39 @@ def test_clean_images_are_the_sources():
 @pytest.mark.parametrize("name", degradation.PHOTO_FILTERS)
 def test_images_stay_on_their_grid(texture, name, subsampling, quality):
     """A network that learns from shifted LR images enlarges with a shift."""
-    hr = np.asarray(texture.convert("L"), "float64")
-    expected = hr.reshape(128, 4, 128, 4).mean(axis=(1, 3))
-    slopes = np.stack(np.gradient(expected), axis=-1).reshape(-1, 2)
+    hr = np.asarray(texture, "float64")
+    expected = hr.reshape(128, 4, 128, 4, 3).mean(axis=(1, 3))
     damage = NO_DAMAGE._replace(
         blur=2.0,
         resampling=Image.Resampling[name],
         quality=quality,
         subsampling=subsampling,
+        block_corner=(5, 10),
     )
-    lr = apply_damage(texture, damage, None).convert("L")
-    difference = (expected - lr).reshape(-1)
-    shift, *_ = np.linalg.lstsq(slopes, difference, rcond=None)
+    difference = expected - np.asarray(apply_damage(texture, damage, None))
+    slopes = np.stack(np.gradient(expected, axis=(0, 1)), axis=-1).reshape(-1, 2)
+    shift, *_ = np.linalg.lstsq(slopes, difference.reshape(-1), rcond=None)
     assert np.abs(shift).max() < 0.01  # LR px
+
+
+def test_blocks_of_jpeg_begin_anywhere():
+    """Blocks at every crop's corner are easily found by the crop's border, which the
+    inside of a photograph lacks: the network left blocks there."""
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype="uint8")
+    damage = NO_DAMAGE._replace(quality=20, subsampling="4:4:4")
+    for left, top in ((0, 0), (3, 14)):
+        moved = damage._replace(block_corner=(left, top))
+        lr = apply_damage(Image.fromarray(noise), moved, None).convert("L")
+        for axis, corner in ((0, top), (1, left)):
+            steps = np.abs(np.diff(np.asarray(lr, "float64"), axis=axis))
+            steps = steps.mean(axis=1 - axis)
+            means = [steps[phase::8].mean() for phase in range(8)]
+            # From the last row of a block to the first of the next.
+            assert np.argmax(means) == (7 - corner) % 8
+    draws = [degradation.draw_damage(np.random.default_rng(i)) for i in range(300)]
+    corners = np.array([draw.block_corner for draw in draws])
+    assert corners.min() == 0
+    assert corners.max() == 15
 
 
 def test_draws_are_those_of_the_recipe():
