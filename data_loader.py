@@ -126,7 +126,7 @@ class DataLoader:
             raise ValueError(f"Unknown augment {augment!r}. Known: {known}.")
         if crops_per_image is not None and crops_per_image < 0:
             raise ValueError(f"crops_per_image {crops_per_image} is less than 0.")
-        if not crop_scales or min(crop_scales) < 1:
+        if not crop_scales or any(s < 1 or s != int(s) for s in crop_scales):
             raise ValueError(
                 f"crop_scales must be whole numbers >= 1, not {crop_scales}."
             )
@@ -242,9 +242,10 @@ class DataLoader:
                 f"--batch-size {batch_size} is not a multiple of the {count} workers."
             )
         rng = np.random.default_rng([self.seed, STREAMS.index(stream), k])
+        num_files = len(self.files)
         # Source: all crops of a batch come from one image. Paper: each from another.
         crops_per_image = self.crops_per_image or batch_size
-        num_images, num_files = -(-batch_size // crops_per_image), len(self.files)
+        num_images = -(-batch_size // crops_per_image)
         images = rng.choice(num_files, num_images, replace=num_images > num_files)
         # Source: never draws the last two positions, nor an image of the crop's size.
         corners = rng.random((batch_size, 2))  # as shares of the range
@@ -264,7 +265,7 @@ class DataLoader:
         return Batch(pixels.to_float(lr), pixels.to_float(hr))
 
     def _cut(self, reductions, corner, scale):
-        """Cuts a crop from an image of `_read_image`; the corner is given as shares."""
+        """Cuts a crop from a scale of `_read_image`; the corner is given as shares."""
         image = reductions[1]
         if min(image.size) < scale * self.crop_size:
             scale = 1
@@ -273,7 +274,7 @@ class DataLoader:
         left, top = (corner * num_positions).astype(int).tolist()
         box = (left, top, left + self.crop_size, top + self.crop_size)
         if not self._is_caching and scale > 1:
-            # The same pixels, because the filter reads beyond its box.
+            # The same pixels as below, because the filter also reads around its box.
             return image.resize(
                 (self.crop_size, self.crop_size),
                 Image.Resampling.LANCZOS,
@@ -288,7 +289,10 @@ class DataLoader:
         return reductions[scale].crop(box)
 
     def _read_image(self, index):
-        """Decodes image `index`, or the next one that can be read: {1: image}."""
+        """Decodes image `index`, or the next one that can be read.
+
+        Returns {scale: image reduced so many times}, to which `_cut` adds.
+        """
         for path in self.files[index:] + self.files[:index]:
             if path in self._cache:
                 return self._cache[path]
@@ -329,7 +333,8 @@ class DataLoader:
         Raises:
             FileNotFoundError: if `test_folder` holds no readable image.
         """
-        folder, paths, skipped, images = Path(test_folder), [], {}, []
+        folder = Path(test_folder)
+        paths, skipped, images = [], {}, []
         has_stand_ins = folder == Path(TEST_FOLDER) and not folder.exists()
         if has_stand_ins:
             folder, paths = self.folder, self.files[:NUM_STAND_INS]

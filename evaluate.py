@@ -127,7 +127,7 @@ def load_model(path, precision):
         return Model(generator, file)
     options = checkpoints.read_state(file.parent).get("options", {})
     degradation = None
-    if "blur" in options:  # older checkpoints hold no more
+    if "blur" in options:  # older checkpoints do not name a degradation
         name = options.get("degradation", "bicubic")
         degradation = Degradation(name, options["blur"])
     return Model(
@@ -193,6 +193,7 @@ def choose_test_degradation(args, models):
     else:
         chosen = next(iter(known.values()), choose_degradation("bicubic"))
     for label, trained in known.items():
+        # By their text, in which source and bicubic of the same blur are the same.
         if str(trained) != str(chosen) and not args.lr:
             print(f"{label} was trained with {trained}, not {chosen}.")
     return chosen
@@ -263,7 +264,9 @@ def score(sr, image, features):
 
 
 def perceptual_loss(model, sr, hr, features):
-    """Returns the loss that the weights were trained with; `None` if it is unknown."""
+    """Returns VGG19's and the adversarial term of the loss that the weights were
+    trained with, or `None` if it is unknown.
+    """
     from losses import CONTENT_LOSSES
 
     content_features = features.get(model.content_loss)
@@ -469,9 +472,10 @@ def parse_args(argv=None):
     )
     add("--json", type=Path, metavar="FILE", help="file for the scores as JSON")
     args = parser.parse_args(argv)
-    if args.degradation and args.lr:
+    if args.lr and (args.degradation or args.blur is not None):
         parser.error(
-            "--degradation is for LR images that are made, but --lr has some. Omit one."
+            "--degradation and --blur are for LR images that are made, but --lr has "
+            "some. Omit one."
         )
     return args
 

@@ -2,7 +2,8 @@
 
     python -c "import losses; print(losses.CONTENT_LOSSES)"
 
-The adversarial term is Keras's binary cross-entropy. `low_loss`, `grid_loss` and
+The adversarial term is Keras's binary cross-entropy, which finds the logits behind the
+discriminator's sigmoid and is computed from them. `low_loss`, `grid_loss` and
 `RandomShift` belong to the content loss `texture`, which the shipped SRGANs were
 trained with; neither source nor paper has them.
 """
@@ -32,7 +33,7 @@ class ContentLoss(NamedTuple):
     imagenet_preprocessing: bool
     adversarial_weight: float = ADVERSARIAL_WEIGHT
     discriminator_loss: str = "mse"  # source: least squares
-    pixel_losses: tuple = ()  # (name of a function below, weight)
+    pixel_losses: tuple = ()  # (key of `PIXEL_LOSSES`, weight)
     max_shift: int = 0  # px, of `RandomShift`
 
 
@@ -68,15 +69,10 @@ def find_content_loss(name):
 
 
 def check_pretrain_loss(name):
-    """Returns the name of a pre-training loss.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
+    """Raises `ValueError` unless there is a pre-training loss of that name."""
     if name not in PRETRAIN_LOSSES:
         known = ", ".join(PRETRAIN_LOSSES)
         raise ValueError(f"Unknown pretrain_loss {name!r}. Known: {known}.")
-    return name
 
 
 def build_content_features(content_loss, vgg_weights):
@@ -123,7 +119,8 @@ class RandomShift(keras.layers.Layer):
         self.max_shift = max_shift
 
     def build(self, input_shape):
-        self.offset = self.add_weight((2,), "zeros", "int32", trainable=False)
+        # "int", 64 bits on TensorFlow: compiled GPU steps cannot read 32-bit ones.
+        self.offset = self.add_weight((2,), "zeros", "int", trainable=False)
 
     def draw(self, seed, step):
         """Sets the offset of a training step, a pure function of the arguments."""
@@ -146,8 +143,9 @@ def low_loss(hr, sr):
         hr: float `(n, h, w, 3)` in [-1, 1], original images; sides multiples of 4.
         sr: generated images of the same shape and range.
     """
-    means = [ops.average_pool(images, SCALE, SCALE) for images in (hr, sr)]
-    return ops.mean(ops.abs(means[0] - means[1]))
+    hr_means = ops.average_pool(hr, SCALE, SCALE)
+    sr_means = ops.average_pool(sr, SCALE, SCALE)
+    return ops.mean(ops.abs(hr_means - sr_means))
 
 
 def grid_loss(hr, sr):
@@ -168,8 +166,8 @@ def phase_statistics(images):
     """Measures how differences between neighboring pixels vary over the x4 grid.
 
     For horizontal and vertical differences and the Laplacian of the channels' mean:
-    energy and signed mean at each phase (y mod 4, x mod 4), relative to the energy of
-    the whole image.
+    energy and signed mean at each phase (y mod 4, x mod 4), less their means over the
+    phases, relative to the energy of the whole image.
 
     Args:
         images: float `(n, h, w, 3)`; sides multiples of 4, at least 16.

@@ -286,7 +286,7 @@ def _add_training_flags(group):
         type=decay,
         metavar="X",
         help="decay of the moving average of generator weights, used for reports and "
-        "checkpoints, with --bn-freeze-step; 0 disables it",
+        "checkpoints; use it with --bn-freeze-step; 0: none",
     )
     group.add_argument(
         "--vgg-weights",

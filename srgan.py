@@ -32,6 +32,7 @@ with command_line.quiet_imports(__name__):
 SOURCE = PRESETS["source"]
 SOURCE_RECIPE = Recipe()
 ADAM_BETA_1 = 0.9  # paper, Sec. 3.2
+ADAM_BETA_2 = 0.999  # Keras's default
 STEP_FACTOR = 0.1  # learning-rate factor after half of the steps; paper, Sec. 3.2
 COSINE_FLOOR = 0.02  # last learning rate of a cosine, as a share of the first
 NUM_STATISTICS_BATCHES = 50  # that batch-norm statistics are averaged over
@@ -74,7 +75,8 @@ class SRGAN:
         recipe=SOURCE_RECIPE,
     ):
         self.content = losses.find_content_loss(content_loss)
-        self.pretrain_loss = losses.check_pretrain_loss(pretrain_loss)
+        losses.check_pretrain_loss(pretrain_loss)
+        self.pretrain_loss = pretrain_loss
         self.learning_rate = learning_rate
         self.recipe = recipe
         self.generator = networks.build_network(
@@ -89,10 +91,11 @@ class SRGAN:
         self.pretrain_features = None
         if pretrain_loss == "vgg22":
             self.pretrain_features = losses.build_content_features("vgg22", vgg_weights)
-        # Changes nothing, except for content_loss="texture".
-        self.shift = losses.RandomShift(
-            self.content.max_shift, dtype=keras.config.floatx()
-        )
+        self.shift = None  # but for content_loss="texture"
+        if self.content.max_shift > 0:
+            self.shift = losses.RandomShift(
+                self.content.max_shift, dtype=keras.config.floatx()
+            )
         # Source: one Adam for all models. Current Keras refuses that, so each of the
         # three trained models has its own.
         self.pretrainer = self._build_pretrainer()
@@ -123,7 +126,7 @@ class SRGAN:
     def _build_combined(self):
         lr, sr = self.generator.inputs[0], self.generator.outputs[0]
         self.discriminator.trainable = False
-        shifted = self.shift(sr)
+        shifted = sr if self.shift is None else self.shift(sr)
         content = shifted if self.vgg is None else self.vgg(shifted)
         outputs = {"adversarial": self.discriminator(shifted), "content": content}
         loss = {"adversarial": "binary_crossentropy", "content": "mse"}
@@ -138,7 +141,7 @@ class SRGAN:
         model = distribution.model_class()(lr, outputs)
         return _compile(model, self._build_optimizer(self.recipe.ema), loss, weights)
 
-    def _build_optimizer(self, ema=0.0, beta_2=SOURCE_RECIPE.pretrain_beta_2):
+    def _build_optimizer(self, ema=0.0, beta_2=ADAM_BETA_2):
         return keras.optimizers.Adam(
             self.learning_rate,
             beta_1=ADAM_BETA_1,
@@ -181,9 +184,12 @@ class SRGAN:
             discriminator gives, `"p_real"` and `"p_fake"`.
         """
         fake = self._infer(self.generator, lr)
-        self._draw_shift(self.discriminator_trainer)
-        fake = np.asarray(self.shift(fake))
-        hr = np.asarray(self.shift(hr))
+        if self.shift is not None:
+            self.shift.draw(
+                self.recipe.seed, _count_updates(self.discriminator_trainer)
+            )
+            fake = np.asarray(self.shift(fake))
+            hr = np.asarray(self.shift(hr))
         real_labels = self._patch_labels(hr)
         fake_labels = np.zeros_like(real_labels)
         # Keras reads `trainable` when a step is traced, so it is set before each one.
@@ -210,8 +216,10 @@ class SRGAN:
             against 1), `"g_content"` (mean squared error of features, or of pixels)
             and, for `content_loss="texture"`, `"g_low"` and `"g_grid"`.
         """
-        self._draw_shift(self.combined)
-        content = np.asarray(self.shift(hr))
+        content = hr
+        if self.shift is not None:
+            self.shift.draw(self.recipe.seed, _count_updates(self.combined))
+            content = np.asarray(self.shift(hr))
         if self.vgg is not None:
             content = self._infer(self.vgg, content)
         targets = {"adversarial": self._patch_labels(hr), "content": content}
@@ -227,10 +235,6 @@ class SRGAN:
         for name in targets:
             results[f"g_{name}"] = float(values[f"{name}_loss"])
         return results
-
-    def _draw_shift(self, trainer):
-        if self.content.max_shift > 0:
-            self.shift.draw(self.recipe.seed, _count_updates(trainer))
 
     def _infer(self, model, images):
         if self._is_distributed:  # `predict_on_batch` would gather all workers' outputs
@@ -253,6 +257,9 @@ class SRGAN:
         run=None,
     ):
         """Trains the generator alone, from the newest checkpoint if there is one.
+
+        With `recipe.ema`, the generator has the moving average of its weights at the
+        end, as in the last checkpoint.
 
         Args:
             loader: `DataLoader`.
@@ -287,6 +294,8 @@ class SRGAN:
         """Trains generator and discriminator in turns (source; paper: Sec. 2.1).
 
         Starts from the newest checkpoint, or else the newest pre-trained generator.
+        With `recipe.ema`, the generator has the moving average of its weights at the
+        end, as in the last checkpoint.
 
         Args:
             loader: `DataLoader`.
@@ -399,7 +408,8 @@ class SRGAN:
         if not self._has_average(trainer):
             return
         averages = checkpoints.find_averages(trainer.optimizer)
-        for weight, average in zip(trainer.trainable_variables, averages, strict=True):
+        weights = self.generator.trainable_variables
+        for weight, average in zip(weights, averages, strict=True):
             last = keras.ops.convert_to_numpy(weight).copy()
             weight.assign(average)
             average.assign(last)
@@ -407,10 +417,11 @@ class SRGAN:
     def _keep_average(self, trainer):
         """Leaves the average in the generator, as the last checkpoint has it."""
         if self._has_average(trainer):
-            trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+            trainer.optimizer.finalize_variable_values(
+                self.generator.trainable_variables
+            )
 
     def _has_average(self, trainer):
-        self.discriminator.trainable = False  # only the generator's weights count
         return self.recipe.ema > 0 and _count_updates(trainer) > 0
 
     def _report(self, phase, loader):

@@ -39,7 +39,7 @@ with command_line.quiet_imports(__name__):
     from support.pixels import SCALE, to_uint8
     from support.tiling import enlarge
 
-TWICE = "Enlarge twice: the result of the first run once more"
+TWICE = "Enlarge twice: run again on the first result"
 
 
 class Size(NamedTuple):
@@ -104,14 +104,17 @@ def _existing(path):
 def choose_size(size, args):
     """Returns the `Size` of a result; raises `ValueError` if x4 does not reach it."""
     if args.size is None:
-        return Size(*(round(args.scale * side) for side in size))
+        result = Size(*(round(args.scale * side) for side in size))
+        if result == size:
+            raise ValueError(f"--scale {args.scale:g} does not enlarge its {size} px")
+        return result
     scale = min(args.size.width / size.width, args.size.height / size.height)
     if scale > SCALE:
         raise ValueError(
             f"--size {args.size} is more than {SCALE} times its {size} px. {TWICE}"
         )
     if scale <= 1:
-        raise ValueError(f"it has {size} px, which --size {args.size} does not enlarge")
+        raise ValueError(f"--size {args.size} does not enlarge its {size} px")
     return Size(*(max(1, round(scale * side)) for side in size))
 
 
@@ -156,7 +159,8 @@ def choose_weights(job, args):
     """Returns the weights for a file: those of --weights, or by the kind of file."""
     if args.weights is not None:
         return args.weights
-    if job.source.suffix.lower() in FORMATS_READ["JPEG"]:
+    # MPO: two JPEG images of a camera in one file.
+    if job.source.suffix.lower() in FORMATS_READ["JPEG"] + FORMATS_READ["MPO"]:
         return weight_files.DEFAULT_FOR_JPEG
     return weight_files.DEFAULT_SHIPPED
 
@@ -173,8 +177,9 @@ def load_generators(jobs, args):
     return generators
 
 
-def upscale_file(generator, job, args):
+def upscale_file(generators, job, args):
     """Enlarges one file, and prints one line that names what could not be kept."""
+    weights = choose_weights(job, args)
     started = time.monotonic()
     picture = read_picture(job.source, args.max_pixels)
     size = choose_size(Size(*picture.image.size), args)
@@ -188,10 +193,10 @@ def upscale_file(generator, job, args):
             bar = command_line.progress_bar(num_tiles, "tile")
         bar.update(num_done)
 
+    generator = generators[weights]
     image = enlarge_picture(generator, picture, args.tile, show, size)
     losses = save_image(image, job.target, name, picture.metadata)
     seconds = time.monotonic() - started
-    weights = choose_weights(job, args)
     line = f"{job.source} -> {job.target}: {size} px, {weights}, {seconds:.1f} s"
     print("; ".join([line, *picture.notes, *losses]), flush=True)
 
@@ -296,15 +301,14 @@ def main(argv=None):
             owner = taken.setdefault(job.target.resolve(), job.source)
             if owner is not job.source or job.target.resolve() == job.source.resolve():
                 raise ValueError(
-                    f"its result, {job.target}, would replace that of, or the file, "
-                    f"{owner}. Rename it, or pass another --output"
+                    f"its result, {job.target}, would overwrite {owner} or its result. "
+                    "Rename it, or pass another --output"
                 )
             if job.target.exists() and not args.overwrite:
                 print(f"{job.source}: skipped, {job.target} exists")
                 num_kept += 1
                 continue
-            weights = choose_weights(job, args)
-            upscale_file(generators[weights], job, args)
+            upscale_file(generators, job, args)
             num_done += 1
         except (OSError, ValueError, MemoryError) as error:
             reason = getattr(error, "reason", None) or str(error) or "out of memory"

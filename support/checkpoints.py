@@ -116,7 +116,7 @@ def find_averages(optimizer):
 
 def _insert_averages(values, optimizer, generator):
     """Returns an optimizer's values with weights where it expects their averages."""
-    weights = iter([np.array(weight) for weight in generator.trainable_variables])
+    weights = iter([weight.numpy() for weight in generator.trainable_variables])
     values = iter(values)
     return [
         next(weights) if variable.name.endswith("_average") else next(values)

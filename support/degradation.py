@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from support.pixels import SCALE
 
@@ -159,15 +159,16 @@ def _compress(lr, damage):
 
 
 def save_contact_sheet(folder, path="images/photo_degradation.png"):
-    """Draws the middles of a folder's first images as `photo` degrades them."""
+    """Draws squares from a folder's first images as `photo` degrades them."""
     from support import figures, image_files  # which need more than Pillow and NumPy
 
     files, _ = image_files.find_images(folder)
+    if not files:
+        raise ValueError(f"No image in {folder}.")
     panels = {}
-    for number in range(SHEET_CROPS if files else 0):
+    for number in range(SHEET_CROPS):
         image = image_files.read_rgb(files[number % len(files)])
-        left, top = ((side - SHEET_CROP) // 2 for side in image.size)
-        crop = image.crop((left, top, left + SHEET_CROP, top + SHEET_CROP))
+        crop = ImageOps.fit(image, (SHEET_CROP, SHEET_CROP))
         rng = np.random.default_rng(number)
         damage = draw_damage(rng)
         panels[f"{number}: {damage}"] = np.asarray(apply_damage(crop, damage, rng))

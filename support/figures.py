@@ -101,6 +101,7 @@ def save_training_curves(records, path, bicubic=None):
 
     pretraining.set(title="Pre-training loss", ylabel="loss", yscale="log")
     _draw_curve(pretraining, before, "mse", "MSE", BLUE)
+    _draw_curve(pretraining, before, "l1", "mean absolute error", GREEN)
     _draw_curve(pretraining, before, "vgg22", "VGG22 features", ORANGE)
 
     quality.set(title="Test images", ylabel="PSNR (Y), dB")

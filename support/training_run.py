@@ -51,7 +51,9 @@ FIXED_OPTIONS = (
     "ema",
     "seed",
 )
-ADVERSARIAL_OPTIONS = ("content_loss", "discriminator_bn")  # may change before it
+# May change before adversarial training.
+ADVERSARIAL_OPTIONS = ("content_loss", "discriminator_bn", "train_batch_divisor")
+PRESET_OPTIONS = ("augment", "crop_scales", "train_batch_divisor")  # without a flag
 
 
 class TrainingStoppedError(RuntimeError):
@@ -125,7 +127,8 @@ class TrainingRun:
                 self._set_aside(PHASES, "Leaving the demo's state", args)
                 return
             check_options(state["options"], self.options, path, phase)
-        self._set_aside(restarted, "Starting over", args)
+        if restarted:
+            self._set_aside(restarted, "Starting over", args)
 
     def _set_aside(self, phases, reason, args):
         if args.initial_weights:
@@ -374,11 +377,13 @@ def check_options(before, now, path, phase):
         old = before.get(name, value)
         if old == value or name in unused:
             continue
-        label = name.replace("_", " ")
+        label = f"--{name.replace('_', '-')}"
+        if name in PRESET_OPTIONS:
+            label = f"--preset's {name.replace('_', ' ')}"
         if name in FIXED_OPTIONS:
             raise ValueError(
-                f"{path} was trained with {label} {old}, not {value}. Use the same "
-                "flags and --preset, or pass --restart to start over (the old state is "
+                f"{path} was trained with {label} {old}, not {value}. Use the same, if "
+                "it still exists, or pass --restart to start over (the old state is "
                 "kept beside it)."
             )
         print(f"Changed since the last run: {label}, from {old} to {value}.")

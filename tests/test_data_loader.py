@@ -424,6 +424,7 @@ def test_batches_that_are_not_asked_for_any_more_are_dropped(photos):
         ({"augment": "rotate"}, "Unknown augment 'rotate'. Known: none, flip"),
         ({"crops_per_image": -1}, "crops_per_image -1"),
         ({"crop_scales": (0, 1)}, "crop_scales"),
+        ({"crop_scales": (1, 2.5)}, "crop_scales"),
         ({"crop_scales": ()}, "crop_scales"),
     ],
 )

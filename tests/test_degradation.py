@@ -192,3 +192,6 @@ def test_contact_sheet(image_folder, tmp_path):
     degradation.save_contact_sheet(image_folder, path)
     with Image.open(path) as sheet:
         assert min(sheet.size) > 3 * degradation.SHEET_CROP / 4
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="No image in"):
+        degradation.save_contact_sheet(tmp_path / "empty", path)

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from losses import PRETRAIN_LOSSES
 from support import figures
 from support.figures import Box, find_detail
 
@@ -170,6 +171,17 @@ def test_training_curves(tmp_path, monkeypatch, records, bicubic, dashed):
     if records == RECORDS:
         assert curves["pre-training"].tolist() == [[0, 20], [100, 27]]
         assert curves["adversarial training"].tolist() == [[150, 26]]
+
+
+@pytest.mark.parametrize("name", PRETRAIN_LOSSES)
+def test_every_pre_training_loss_is_drawn(tmp_path, monkeypatch, name):
+    """The panel of a run with another loss than MSE was empty."""
+    figure = Figure((12, 8), dpi=100)
+    monkeypatch.setattr(figures, "Figure", lambda *_, **__: figure)
+    records = [{"phase": "pre_training", "step": 100, name: 0.02}]
+    figures.save_training_curves(records, tmp_path / "curves.png")
+    [curve] = figure.axes[0].lines
+    assert curve.get_xydata().tolist() == [[100, 0.02]]
 
 
 def test_model_diagram(tmp_path, monkeypatch):

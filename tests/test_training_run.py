@@ -89,7 +89,9 @@ def test_changed_options(run, capsys, name, phase):
     run.options = ALL_OPTIONS
     run_steps(open_phase(run, phase), 2)
     run.options = ALL_OPTIONS | {name: 2}
-    label = name.replace("_", " ")
+    label = f"--{name.replace('_', '-')}"
+    if name in training_run.PRESET_OPTIONS:
+        label = f"--preset's {name.replace('_', ' ')}"
     is_unused = phase == PRE_TRAINING and name in training_run.ADVERSARIAL_OPTIONS
     if name not in FREE_OPTIONS and not is_unused:
         with pytest.raises(ValueError, match=rf"{label} 1, not 2\..*--restart"):
@@ -109,7 +111,7 @@ def test_older_checkpoints_know_no_degradation(run):
         run.options = {"degradation": name, "blur": 0.0}
         prepare_folder(run)
     run.options = {"degradation": "photo", "blur": 0.0}
-    with pytest.raises(ValueError, match="degradation bicubic, not photo"):
+    with pytest.raises(ValueError, match="--degradation bicubic, not photo"):
         prepare_folder(run)
 
 
@@ -158,7 +160,7 @@ def test_restart_compares_the_kept_pre_training(run):
     run_steps(open_phase(run, PRE_TRAINING), 2)
     run_steps(open_phase(run), 2)
     run.options = {"blur": 1}
-    with pytest.raises(ValueError, match="blur 0, not 1"):
+    with pytest.raises(ValueError, match="--blur 0, not 1"):
         prepare_folder(run, restart=True, pretrain_steps=0)
     assert steps_of(run) == [2]
 

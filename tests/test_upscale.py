@@ -279,7 +279,7 @@ def test_other_sizes(command, tmp_path, colors, capsys, mode, flags, name, size)
     ("size", "message"),
     [
         ("25x40", "is more than 4 times its 6x5 px. Enlarge twice"),
-        ("6x40", "it has 6x5 px, which --size 6x40 does not enlarge"),
+        ("6x40", "--size 6x40 does not enlarge its 6x5 px"),
     ],
 )
 def test_sizes_out_of_reach(command, tmp_path, capsys, size, message):
@@ -293,6 +293,13 @@ def test_sizes_out_of_reach(command, tmp_path, capsys, size, message):
     assert message in line
     assert not (tmp_path / f"a_{size}.png").exists()
     assert open_result(tmp_path / f"b_{size}.png").size == size_of_b
+
+
+def test_a_scale_too_small_to_add_a_pixel(command, tmp_path, capsys):
+    """The result was the image itself, changed by the network."""
+    Image.new("RGB", (6, 5)).save(tmp_path / "a.png")
+    assert command(tmp_path / "a.png", "--scale", "1.01") == 1
+    assert "--scale 1.01 does not enlarge its 6x5 px" in capsys.readouterr().err
 
 
 def test_results_of_any_size_are_not_enlarged(command, tmp_path, capsys):
@@ -354,7 +361,7 @@ def test_nothing_is_replaced(command, tmp_path, capsys, names):
     for _ in range(2):
         assert command(*paths, "--overwrite") == 1
         captured = capsys.readouterr()
-        assert captured.err.count("would replace") == 1
+        assert captured.err.count("would overwrite") == 1
         assert "1 done, 0 skipped, 1 failed" in captured.out
     sizes = {"a.png": 5, "a_x4.png": 6} if "a_x4.png" in names else {"a_x4.png": 20}
     assert {name: open_result(tmp_path / name).height for name in sizes} == sizes
@@ -481,7 +488,7 @@ def test_mistakes_are_one_line(command, tmp_path, monkeypatch, capsys, arguments
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_default_weights_and_precision(tmp_path, monkeypatch, repeater):
+def test_default_weights_and_precision(tmp_path, monkeypatch, repeater, capsys):
     """The demo's poor weights were used, or a mistyped name ended in a traceback."""
     Image.new("RGB", (6, 5)).save(tmp_path / "a.png")
     with pytest.raises(SystemExit, match="2"):
@@ -493,7 +500,13 @@ def test_default_weights_and_precision(tmp_path, monkeypatch, repeater):
     upscale.main([str(tmp_path), "--weights", "w", "--precision", "mixed_bfloat16"])
     assert calls == [("srgan-bicubic", "float32"), ("w", "mixed_bfloat16")]
     calls.clear()
-    Image.new("RGB", (6, 5)).save(tmp_path / "b.JPG", "JPEG")
+    capsys.readouterr()
+    for name in ("b.JPG", "c.mpo"):
+        Image.new("RGB", (6, 5)).save(tmp_path / name, "JPEG")
     upscale.main([str(tmp_path), "--overwrite"])  # noise and blocks, and none
     assert [weights for weights, _ in calls] == ["srgan-bicubic", "srgan-photo"]
+    lines = capsys.readouterr().out.splitlines()
+    for name, weights in (("a.png", 0), ("b.JPG", 1), ("c.mpo", 1)):
+        [line] = [line for line in lines if line.startswith(f"{tmp_path / name} -> ")]
+        assert f" px, {calls[weights][0]}, " in line
     assert keras.config.dtype_policy().name == "float32"
