@@ -90,6 +90,15 @@ def choose_weights():
         return list(weight_files.list_shipped())
 
 
+def check_weights(paths):
+    """Raises an error if weights are missing, before images are made and read."""
+    if paths:
+        with command_line.quiet_imports(__name__):
+            from support import weight_files
+        for path in paths:
+            weight_files.find_weights(path)
+
+
 def load_networks(args):
     """Returns {label: `Model`} and {content loss: VGG19 features}, if asked for."""
     if args.results and not args.weights and not args.vgg_weights:
@@ -487,6 +496,7 @@ def main(argv=None):
         command_line.check_writable(args.output / "grid.png", "output")
         if args.json:
             command_line.check_writable(args.json, "json")
+        check_weights(args.weights)
         args.hr = args.hr or choose_hr_folder()
         pairs, files, problems = find_files(args)
         models, features = load_networks(args)

@@ -305,7 +305,9 @@ def main(argv=None):
                     "Rename it, or pass another --output"
                 )
             if job.target.exists() and not args.overwrite:
-                print(f"{job.source}: skipped, {job.target} exists")
+                print(
+                    f"{job.source}: skipped, {job.target} exists (--overwrite replaces)"
+                )
                 num_kept += 1
                 continue
             upscale_file(generators, job, args)

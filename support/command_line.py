@@ -39,7 +39,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        fail(f"{message} See --help.")
+        fail(f"{message.rstrip('.')}. See --help.")
 
 
 def fail(message, code=EXIT_USAGE):

@@ -61,7 +61,7 @@ def choose_degradation(name, blur=None):
     if not 0 <= blur < float("inf"):  # nor NaN
         raise ValueError(f"--blur {blur} is not a radius >= 0 in px.")
     if name == "photo" and blur > 0:
-        raise ValueError(f"--degradation photo draws its own blur. Omit --blur {blur}.")
+        raise ValueError("--degradation photo draws its own blur. Omit --blur.")
     return Degradation(name, blur)
 
 

@@ -268,7 +268,7 @@ class Phase:
         """Yields the remaining steps, shows progress, and stops after a signal."""
         first = self.step
         if num_steps <= first:
-            print(f"All {num_steps} steps of {self.name} are done.")
+            print(f"All {first} steps of {self.name} are done.")
         bar = command_line.progress_bar(max(0, num_steps - first), "step")
         for step in range(first + 1, num_steps + 1):
             yield step

@@ -175,7 +175,7 @@ def test_test_images_are_damaged_by_their_name(texture):
     ("options", "message"),
     [
         (("jpeg",), "'jpeg' is none of source, bicubic, photo"),
-        (("photo", 1.5), "photo draws its own blur. Omit --blur 1.5"),
+        (("photo", 1.5), "photo draws its own blur. Omit --blur"),
         (("bicubic", -1), "blur -1 is not a radius"),
     ],
 )

@@ -484,3 +484,11 @@ def test_mistakes_take_one_line(run, pair_folders, tmp_path):
         assert code == 2
         skipped = "skipped .*cut.png.*\n" if "can be" in reason else ""
         assert re.fullmatch(f"{skipped}evaluate.py: .*{reason}.*\n", error)
+
+
+def test_missing_weights_are_noticed_first(run):
+    """Sample images were drawn for a minute before the run ended."""
+    code, out, error = run("--weights", "weights/training_checkpoints")
+    assert code == 2
+    assert "There are no weights weights/training_checkpoints" in error
+    assert "Drawing" not in out

@@ -604,7 +604,7 @@ def test_main_runs_in_a_thread(command):
         (("--dataset", "weights"), "No image. weights: 0 images"),
         (("--crop-size", 256), "48x40"),
         (("--crop-size", 18), "a multiple of 4"),
-        (("--degradation", "photo", "--blur", 2), "Omit --blur 2.0"),
+        (("--degradation", "photo", "--blur", 2), "Omit --blur"),
         (("--initial-weights", "nowhere"), "no weights nowhere"),
         (("--initial-weights", "text.weights.h5"), "does not hold weights"),
         (("--content-loss", "vgg54", "--vgg-weights", "photos/0.png"), "VGG19 weights"),
