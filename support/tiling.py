@@ -17,8 +17,11 @@ from support.pixels import SCALE, to_float
 # network for each of them.
 TILE_SIZES = (64, 128, 256)
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as Pillow's "L"
-GRAY_TOLERANCE = 2.5 / 127.5  # two levels of 8 bits, by which lossy formats tint gray
+TOLERANCE = (
+    2.5 / 127.5
+)  # two levels of 8 bits, by which lossy formats change plain areas
 SURROUNDINGS = 2  # LR px, as far as an area must be plain for its pixels to count
+FADE = 6  # LR px, over which black and white areas pass into what the network draws
 
 
 def enlarge(generator, lr, tile=None, encode=None, progress=None):
@@ -26,7 +29,7 @@ def enlarge(generator, lr, tile=None, encode=None, progress=None):
 
     The network pads every layer's input with zeros, which darkens borders, so it gets
     the image's reflection as context there. Gray areas get no tint from it. Black and
-    white areas stay exact: the networks' tanh does not reach them.
+    white areas stay as they are: the networks' tanh does not reach them.
 
     Args:
         generator: `keras.Model` of `networks.build_generator`.
@@ -52,7 +55,7 @@ def enlarge(generator, lr, tile=None, encode=None, progress=None):
     if lr.dtype.kind == "u" and lr.dtype != np.uint8:
         raise ValueError(f"Integer images must be uint8. Received: {lr.dtype}.")
     height, width, _ = lr.shape
-    context = receptive_field_radius(generator)
+    context = max(receptive_field_radius(generator), SURROUNDINGS + FADE)
     if tile is None:
         longest = max(height, width)
         tile = next((size for size in TILE_SIZES if size >= longest), TILE_SIZES[-1])
@@ -85,7 +88,7 @@ def _enlarge_window(generator, window, context):
     sr = sr[SCALE * context : -SCALE * context, SCALE * context : -SCALE * context]
     inner = window[context:-context, context:-context]
 
-    is_gray = np.ptp(window, axis=-1) <= GRAY_TOLERANCE
+    is_gray = np.ptp(window, axis=-1) <= TOLERANCE
     is_gray = _erode(is_gray)[context:-context, context:-context]
     if is_gray.any():
         # The network decides on brightness, and the input on color.
@@ -95,9 +98,11 @@ def _enlarge_window(generator, window, context):
         sr = np.where(_repeat(is_gray)[..., np.newaxis], untinted, sr)
 
     for level in np.float32([-1, 1]):
-        is_clipped = (window == level).all(axis=-1)
-        is_clipped = _erode(is_clipped)[context:-context, context:-context]
-        sr = np.where(_repeat(is_clipped)[..., np.newaxis], level, sr)
+        is_plain = (np.abs(window - level) <= TOLERANCE).all(axis=-1)
+        weights = _fade(_erode(is_plain))[context:-context, context:-context]
+        if weights.any():
+            weights = _repeat(weights)[..., np.newaxis]
+            sr = (1 - weights) * sr + weights * _repeat(inner)
     return sr
 
 
@@ -107,6 +112,15 @@ def _erode(mask):
         shifts = range(-SURROUNDINGS, SURROUNDINGS + 1)
         mask = np.logical_and.reduce([np.roll(mask, shift, axis) for shift in shifts])
     return mask
+
+
+def _fade(mask):
+    """Returns weights that rise gently from 0 at a mask's border to 1 inside."""
+    weights = mask.astype("float32")
+    for axis in (0, 1):
+        shifts = range(-FADE, FADE + 1)
+        weights = np.mean([np.roll(weights, shift, axis) for shift in shifts], axis=0)
+    return mask * np.maximum(2 * weights - 1, 0)  # the mean is 1/2 at a border
 
 
 def _repeat(pixels):

@@ -119,14 +119,27 @@ def test_what_is_no_such_image_is_refused(small):
             tiling.enlarge(small, np.zeros(shape))
 
 
-def test_only_black_and_white_areas_are_set(small):
-    """White dots and edges were overwritten; saturated red lost its texture."""
-    lr = np.full((20, 20, 3), (0.3, 0.0, -0.3), "float32")
-    lr[5:12, 5:12], lr[15, 15], lr[13:, :8, 0] = 1, 1, 1
-    expected = lr.repeat(SCALE, 0).repeat(SCALE, 1) / 2
-    expected[28:40, 28:40] = 1  # more than two LR px from what is not white
-    fake = FakeGenerator(small, gain=0.5)
-    np.testing.assert_array_equal(tiling.enlarge(fake, lr, 6), expected)
+@pytest.mark.parametrize("level", [1, -1])
+def test_black_and_white_areas_are_kept(small, level):
+    """White dots and edges were overwritten, saturated red lost its texture, or pages
+    that JPEG has changed a little showed gray clouds with hard borders."""
+    lr = np.full((60, 60, 3), (0.3, 0.0, -0.3), "float32")
+    lr[5:45, 5:45], lr[50, 50], lr[50:, :8, 0] = level, level, level
+    lr[25, 25] -= level * 2 / 127.5  # a trace of JPEG
+    lr[26, 26] -= level * 9 / 127.5  # a dot on the page
+    sr = tiling.enlarge(FakeGenerator(small, gain=0.5), lr, 23)
+    plain = lr.repeat(SCALE, 0).repeat(SCALE, 1)
+    kept = (sr == plain).all(axis=-1)[::SCALE, ::SCALE]
+    drawn = (sr == plain / 2).all(axis=-1)[::SCALE, ::SCALE]
+    is_page = np.zeros((60, 60), bool)
+    is_page[7:43, 7:43] = True  # more than two LR px from what is not plain
+    assert drawn[~is_page].all()
+    assert kept[14:18, 14:36].all()
+    assert drawn[24:29, 24:29].all()
+    share = sr[4 * 15, :, 1] / level  # 0.5 where it is drawn, 1 where it is kept
+    steps = np.diff(share[4 * 7 : 4 * 15])
+    assert steps.min() >= 0
+    assert steps.max() < 0.1
 
 
 def test_gray_areas_get_no_tint(small):
