@@ -17,19 +17,19 @@ MAX_BYTES = 9e6
 # PSNR (Y) in dB of one image of Set5, and means as on the model card.
 BUTTERFLY = {
     "srresnet-bicubic": 27.32,
-    "srgan-bicubic": 25.81,
+    "srgan-bicubic": 25.70,
     "srresnet-source": 27.29,
     "srgan-source": 25.83,
-    "srresnet-photo": 23.54,
-    "srgan-photo": 23.01,
+    "srresnet-photo": 23.52,
+    "srgan-photo": 22.97,
 }
 MEANS = {
     "srresnet-bicubic": {"Set5": 31.51, "Set14": 28.06},
-    "srgan-bicubic": {"Set5": 29.57, "Set14": 26.72},
+    "srgan-bicubic": {"Set5": 29.69, "Set14": 26.85},
     "srresnet-source": {"Set5": 31.44, "Set14": 28.09},
     "srgan-source": {"Set5": 29.52, "Set14": 26.89},
-    "srresnet-photo": {"Set5": 28.58},
-    "srgan-photo": {"Set5": 28.07},
+    "srresnet-photo": {"Set5": 28.66, "Set14": 25.91},
+    "srgan-photo": {"Set5": 27.93, "Set14": 25.41},
     "srcnn-bicubic": {"Set5": 30.38, "Set14": 27.39},
     "espcn-bicubic": {"Set5": 30.13, "Set14": 27.16},
 }
