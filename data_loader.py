@@ -126,7 +126,9 @@ class DataLoader:
             raise ValueError(f"Unknown augment {augment!r}. Known: {known}.")
         if crops_per_image is not None and crops_per_image < 0:
             raise ValueError(f"crops_per_image {crops_per_image} is less than 0.")
-        if not crop_scales or any(s < 1 or s != int(s) for s in crop_scales):
+        if not crop_scales or any(
+            scale < 1 or scale != int(scale) for scale in crop_scales
+        ):
             raise ValueError(
                 f"crop_scales must be whole numbers >= 1, not {crop_scales}."
             )

@@ -98,9 +98,9 @@ def _enlarge_window(generator, window, context):
         sr = np.where(_repeat(is_gray)[..., np.newaxis], untinted, sr)
 
     for level in np.float32([-1, 1]):
-        is_plain = (np.abs(window - level) <= TOLERANCE).all(axis=-1)
-        weights = _fade(_erode(is_plain))[context:-context, context:-context]
-        if weights.any():
+        is_plain = _erode((np.abs(window - level) <= TOLERANCE).all(axis=-1))
+        if is_plain.any():
+            weights = _fade(is_plain)[context:-context, context:-context]
             weights = _repeat(weights)[..., np.newaxis]
             sr = (1 - weights) * sr + weights * _repeat(inner)
     return sr
